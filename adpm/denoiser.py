@@ -1,0 +1,160 @@
+"""Network + process -> Prediction: the time label, what the network predicts, clipping.
+
+    eps-prediction: x0 = (x - sigma_t eps) / alpha_t          x0-prediction: eps = (x - alpha_t x0) / sigma_t
+
+Clipping limits x0 to the data range; the eps that goes with it is then either re-derived from the clipped x0 (the
+published DDPM does) or kept as the network gave it (the published DDIM does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from adpm.errors import UserError, lookup
+from adpm.process import Array, Process
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser says about x_t; every tensor has the shape of x_t.
+
+    Attributes:
+        x0, eps: the pair that the kernel uses, after clipping.
+        eps_network: the noise prediction before any clipping; gamma and SN statistics are about this one.
+        head: the network's second output, None when it has none.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    eps_network: Tensor
+    head: Tensor | None = None
+
+
+class Denoise(Protocol):
+    """Anything that predicts: x [B, ...] at time t (one for the batch, or [B]) -> Prediction."""
+
+    def __call__(self, x: Tensor, t: ArrayLike) -> Prediction: ...
+
+
+def per_sample(value: Array, like: Tensor) -> float | Tensor:
+    """A float64 coefficient at the tensor's door: a number stays a number, [B] becomes [B, 1, ...] in x's dtype."""
+    if value.ndim == 0:
+        return float(value)
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def x0_from_eps(x: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+    """x0 = (x - sigma eps) / alpha."""
+    return (x - sigma * eps) / alpha
+
+
+def eps_from_x0(x: Tensor, x0: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+    """eps = (x - alpha x0) / sigma."""
+    return (x - alpha * x0) / sigma
+
+
+Interpretation = Callable[[Tensor, Tensor, "float | Tensor", "float | Tensor"], tuple[Tensor, Tensor]]
+
+
+def _predicts_eps(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+    return x0_from_eps(x, out, alpha, sigma), out
+
+
+def _predicts_x0(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+    return out, eps_from_x0(x, out, alpha, sigma)
+
+
+TimeLabel = Callable[[Array], Array]
+
+
+def index_label(shift: int, scale: float) -> TimeLabel:
+    """n -> (n - shift) * scale, the number a network trained on discrete steps receives.
+
+    Self-trained CIFAR10 models of Analytic-DPM take n (shift 0, scale 1000/N = 1); CelebA, LSUN and ImageNet64 take
+    n - 1 (shift 1), the last with scale 1000/4000; a score-SDE VP network on N steps takes 999 n/N (scale 999/N).
+    """
+    return lambda t: (t - shift) * scale
+
+
+class Denoiser:
+    """A network as a denoiser.
+
+    Args:
+        network: (x [B, C, H, W], label [B]) -> [B, C (+ head), H, W]; both arguments come in x's dtype.
+        process: the forward process the network was trained for.
+        predicts: "eps" or "x0", a key of PREDICTIONS.
+        time_label: time -> the number the network receives.
+        clip: data range (a, b) that x0 is limited to, or None.
+        eps_after_clip: "rederive" or "keep", a key of EPS_AFTER_CLIP.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Callable[[Tensor, Tensor], Tensor],
+        process: Process,
+        *,
+        predicts: str = "eps",
+        time_label: TimeLabel | None = None,
+        clip: tuple[float, float] | None = None,
+        eps_after_clip: str = "rederive",
+    ) -> None:
+        self.network, self.process, self.clip = network, process, clip
+        self._interpret = lookup(PREDICTIONS, predicts, "denoiser.predicts")
+        self._eps_after_clip = lookup(EPS_AFTER_CLIP, eps_after_clip, "denoiser.eps_after_clip")
+        self._time_label = time_label or index_label(0, 1.0)
+
+    def __call__(self, x: Tensor, t: ArrayLike) -> Prediction:
+        time = np.asarray(t, dtype=np.float64)
+        alpha, sigma = per_sample(self.process.alpha(time), x), per_sample(self.process.sigma(time), x)
+        label = torch.as_tensor(self._time_label(time), dtype=x.dtype, device=x.device).expand(len(x))
+        out = self.network(x, label).to(x.dtype)
+        channels = x.shape[1]
+        if out.shape[1] < channels or out.shape[2:] != x.shape[2:]:
+            raise UserError(f"the network returned shape {tuple(out.shape)} for images of shape {tuple(x.shape)}.")
+        head = out[:, channels:] if out.shape[1] > channels else None
+        x0, eps = self._interpret(x, out[:, :channels], alpha, sigma)
+        return clipped(x, x0, eps, head, alpha, sigma, self.clip, self._eps_after_clip)
+
+
+def clipped(
+    x: Tensor,
+    x0: Tensor,
+    eps: Tensor,
+    head: Tensor | None,
+    alpha: float | Tensor,
+    sigma: float | Tensor,
+    clip: tuple[float, float] | None,
+    eps_after_clip: Callable[..., Tensor],
+) -> Prediction:
+    """The prediction whose x0 is limited to `clip`, with the eps that goes with it."""
+    if clip is None:
+        return Prediction(x0, eps, eps, head)
+    x0 = x0.clamp(*clip)
+    return Prediction(x0, eps_after_clip(x, x0, eps, alpha, sigma), eps, head)
+
+
+class Counted:
+    """A denoiser that counts its calls: the number of function evaluations (NFE) is read off it."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self._denoise = denoise
+        self.calls = 0
+
+    def __call__(self, x: Tensor, t: ArrayLike) -> Prediction:
+        self.calls += 1
+        return self._denoise(x, t)
+
+
+PREDICTIONS: dict[str, Interpretation] = {"eps": _predicts_eps, "x0": _predicts_x0}
+
+EPS_AFTER_CLIP: dict[str, Callable[..., Tensor]] = {
+    "rederive": lambda x, x0, eps, alpha, sigma: eps_from_x0(x, x0, alpha, sigma),
+    "keep": lambda x, x0, eps, alpha, sigma: eps,
+}

@@ -1,0 +1,129 @@
+"""Gaussians with a covariance that is diagonal, in pixels or in an orthonormal basis.
+
+A reverse step is N(mean, lambda2 I + gain^2 C) with C = Cov[x_0 | x_t]. C comes as zero, a scalar, one number per
+state, one per pixel, or one per coefficient of an orthonormal basis (PCA of the data, DCT). A multiple of I is diagonal
+in all of them, so every shape is closed under C -> shift I + scale C, and nothing outside this file asks which it is.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adpm.process import Array
+
+Number = float | Array | Tensor
+Self = TypeVar("Self", bound="Covariance")
+
+
+@dataclass(frozen=True)
+class Covariance(ABC):
+    """Variances along orthonormal axes.
+
+    Attributes:
+        values: variances: a number (times I), [B, 1, ...] (one per state) or the full shape of x. Planning puts
+            float64 arrays of many steps here.
+        clipped: share of the values that bounds have changed, 0 to 1.
+    """
+
+    values: Number
+    clipped: float | Tensor = 0.0
+
+    def affine(self: Self, scale: Number, shift: Number) -> Self:
+        """scale C + shift I."""
+        return replace(self, values=self.values * scale + shift)
+
+    def clamp(self: Self, low: float, high: float) -> Self:
+        """The covariance with values limited to [low, high]; the share that this changes goes into `clipped`."""
+        if isinstance(self.values, Tensor):
+            clamped = self.values.clamp(low, high)
+            return replace(self, values=clamped, clipped=torch.ne(clamped, self.values).double().mean())
+        limited = np.clip(self.values, low, high)
+        share = float(np.mean(limited != self.values)) if np.size(limited) else 0.0
+        return replace(self, values=limited if np.ndim(limited) else float(limited), clipped=share)
+
+    def average(self: Self) -> Self:
+        """One variance per state: the mean over all axes of tr C / d."""
+        if isinstance(self.values, Tensor) and self.values.ndim > 1:
+            return replace(self, values=self.values.mean(dim=tuple(range(1, self.values.ndim)), keepdim=True))
+        return self
+
+    @abstractmethod
+    def forth(self, x: Tensor) -> Tensor:
+        """Coordinates of x [B, ...] along the axes."""
+
+    @abstractmethod
+    def back(self, coordinates: Tensor) -> Tensor:
+        """The inverse of `forth`."""
+
+    def _per_element(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.values, dtype=x.dtype, device=x.device).expand_as(x)
+
+    def draw(self, mean: Tensor, noise: Tensor) -> Tensor:
+        """mean + C^(1/2) noise for standard normal noise of mean's shape (a negative number raises ValueError;
+        negative entries of a tensor become NaN)."""
+        if isinstance(self.values, float):
+            if self.values < 0:
+                raise ValueError(f"a covariance of {self.values} cannot be drawn from")
+            return mean + math.sqrt(self.values) * noise  # isotropic: any axes
+        return mean + self.back(self._per_element(noise).sqrt() * self.forth(noise))
+
+    def log_density(self, x: Tensor, mean: Tensor) -> Tensor:
+        """log N(x; mean, C) per example, nats, [B]."""
+        delta = self.forth(x - mean)
+        v = self._per_element(delta)
+        return -0.5 * (delta.square() / v + v.log() + math.log(2 * math.pi)).flatten(1).sum(1)
+
+    def kl_from_isotropic(self, variance: float, delta: Tensor) -> Tensor:
+        """KL( N(m + delta, variance I) || N(m, C) ) per example, nats, [B].
+
+        1/2 sum [ r - 1 - log r + delta^2 / v ] along the axes, r = variance / v; r - 1 - log r is taken through
+        log1p, because r is within rounding of 1 at early neighbouring steps.
+        """
+        coordinates = self.forth(delta)
+        v = self._per_element(coordinates)
+        excess = (variance - v) / v
+        return 0.5 * (excess - torch.log1p(excess) + coordinates.square() / v).flatten(1).sum(1)
+
+    def log_ratio(self, variance: float, like: Tensor) -> Tensor:
+        """sum over axes of log(v / variance) per example, nats, [B]: what C spreads beyond an isotropic Gaussian."""
+        v = self._per_element(like)
+        return (v.log() - math.log(variance)).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Diagonal(Covariance):
+    """Diagonal over pixels; a number stands for a multiple of the identity."""
+
+    def forth(self, x: Tensor) -> Tensor:
+        return x
+
+    def back(self, coordinates: Tensor) -> Tensor:
+        return coordinates
+
+
+@dataclass(frozen=True)
+class InBasis(Covariance):
+    """Diagonal along the columns of an orthonormal matrix `basis` [d, d], d = C H W; values are laid out as images."""
+
+    basis: Tensor | None = None
+
+    def _matrix(self, like: Tensor) -> Tensor:
+        if self.basis is None:
+            raise ValueError("InBasis needs a basis")
+        return self.basis.to(dtype=like.dtype, device=like.device)
+
+    def forth(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) @ self._matrix(x)).reshape(x.shape)
+
+    def back(self, coordinates: Tensor) -> Tensor:
+        return (coordinates.flatten(1) @ self._matrix(coordinates).mT).reshape(coordinates.shape)
+
+
+ZERO = Diagonal(0.0)

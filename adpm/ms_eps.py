@@ -1,0 +1,70 @@
+"""The published `ms_eps` files: E||eps_network||^2 / d for every step, as Analytic-DPM stores it.
+
+`torch.save` of a numpy float32 array of shape [N + 1]; entry n belongs to step n, entry 0 is an unused 0.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adpm.errors import UserError
+from adpm.moments import COLUMNS, GAMMA, Draws, MomentTable
+from adpm.process import Array, Process
+
+
+def _numpy_pickle() -> list[Any]:
+    """What a pickled numpy array needs, under the module names of numpy 1 and of numpy 2."""
+    core = np._core.multiarray  # type: ignore[attr-defined]
+    return [
+        core._reconstruct,
+        (core._reconstruct, "numpy.core.multiarray._reconstruct"),
+        core.scalar,
+        (core.scalar, "numpy.core.multiarray.scalar"),
+        np.ndarray,
+        np.dtype,
+        np.dtypes.Float32DType,
+        np.dtypes.Float64DType,
+    ]
+
+
+def read_ms_eps(path: Path, process: Process) -> MomentTable:
+    """A moment table with the gamma column of a published file.
+
+    Raises:
+        UserError: if the file is missing, not such a file, or of another number of steps.
+    """
+    if not path.is_file():
+        raise UserError(f"config.moments.ms_eps = '{path}' does not exist.")
+    try:
+        with torch.serialization.safe_globals(_numpy_pickle()):
+            stored = np.asarray(torch.load(path, map_location="cpu", weights_only=True), dtype=np.float64)
+    except Exception as error:
+        raise UserError(f"config.moments.ms_eps = '{path}' is not a saved array of numbers; refused.") from error
+    if stored.shape != (process.steps + 1,):
+        raise UserError(
+            f"config.moments.ms_eps = '{path}' has shape {stored.shape}, but a process of N = {process.steps} steps "
+            f"needs ({process.steps + 1},)."
+        )
+    return table_of_gamma(stored, process, str(path))
+
+
+def table_of_gamma(ms_eps: Array, process: Process, source: str) -> MomentTable:
+    """A table that knows gamma at every step and nothing else, errors included."""
+    nan = np.full((len(COLUMNS), len(COLUMNS)), np.nan)
+    draws = []
+    for value in ms_eps[1:]:
+        mean = np.full(len(COLUMNS), np.nan)
+        mean[GAMMA] = value
+        draws.append(Draws(1, mean, nan))
+    return MomentTable(process.times[1:], tuple(draws), float("nan"), {"ms_eps": source})
+
+
+def write_ms_eps(path: Path, table: MomentTable, process: Process) -> None:
+    """The published form of a table's gamma, interpolated to every step."""
+    variance = table.variance("gamma", process)(process.times[1:])
+    gamma = 1.0 - variance * np.exp(process.log_snr(process.times[1:]))
+    torch.save(np.concatenate([[0.0], gamma]).astype(np.float32), path)

@@ -1,0 +1,51 @@
+"""The only sampling loop. It yields every step; the caller decides what to keep, show or drop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adpm.denoiser import Denoise
+from adpm.noise import KeyedNoise, Noise
+from adpm.process import Array, Process
+from adpm.solver import Solver, Step
+
+StepNoise = Callable[[int], Tensor]
+"""k -> standard normal noise for the k-th step (0 is the start)."""
+
+
+def walk(denoise: Denoise, solver: Solver, times: Array, x: Tensor, noise: StepNoise) -> Iterator[Step]:
+    """Walk a state down a path of times.
+
+    Args:
+        denoise: predicts at each time.
+        solver: takes each step.
+        times: [K+1], increasing, `times[0] = 0` is the data.
+        x: the state at times[-1].
+        noise: noise of step k = 1..K, counted from the largest time down.
+
+    Yields:
+        K steps, the last with s = times[0].
+    """
+    carry: Any = None
+    for k, (t, s) in enumerate(zip(times[:0:-1], times[-2::-1], strict=True), start=1):
+        step = solver.step(denoise, x, float(t), float(s), _lazy(noise, k), carry)
+        x, carry = step.x, step.carry
+        yield step
+
+
+def _lazy(noise: StepNoise, k: int) -> Noise:
+    return lambda: noise(k)
+
+
+def keyed(noise: KeyedNoise, samples: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> StepNoise:
+    """The noise of samples with these numbers: a function of (seed, sample, step) alone."""
+    return lambda k: noise(samples, k, shape).to(dtype)
+
+
+def sample(denoise: Denoise, solver: Solver, process: Process, times: Array, noise: StepNoise) -> Iterator[Step]:
+    """Walk from the prior, `prior_std` times the noise of step 0, down to the data."""
+    return walk(denoise, solver, times, process.prior_std * noise(0), noise)

@@ -1,0 +1,80 @@
+"""Solvers: one step from t to s < t.
+
+    step(denoise, x, t, s, noise, carry) -> Step
+
+`noise()` gives standard normal noise of x's shape and is called only when the step needs it; `carry` is whatever a
+solver with a history wants to see again at its next step. A solver writes `step` and nothing else; the loop is in
+sampler.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from adpm.denoiser import Denoise, Prediction
+from adpm.gaussian import Covariance
+from adpm.kernel import Kernel, reverse_kernel
+from adpm.noise import Noise
+from adpm.process import Process
+from adpm.variance import Rule
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step t -> s as it was taken.
+
+    Attributes:
+        t, s: times.
+        x: the new state x_s.
+        prediction: what the denoiser said at t.
+        mean: the Gaussian's mean.
+        covariance: the Gaussian's covariance; the published last step (s = 0) has one but adds no noise.
+        carry: for the solver's next step.
+    """
+
+    t: float
+    s: float
+    x: Tensor
+    prediction: Prediction
+    mean: Tensor
+    covariance: Covariance
+    carry: Any = None
+
+
+class Solver(Protocol):
+    """One step of a sampler."""
+
+    def step(self, denoise: Denoise, x: Tensor, t: float, s: float, noise: Noise, carry: Any) -> Step: ...
+
+
+def reverse_mean(kernel: Kernel, prediction: Prediction) -> Tensor:
+    """alpha_s x0_hat + eps_scale eps_hat."""
+    return float(kernel.alpha_s) * prediction.x0 + float(kernel.eps_scale) * prediction.eps
+
+
+class ReverseGaussian:
+    """The reverse kernel with a variance rule: DDPM, DDIM, Analytic-DPM, SN and NPR are values of eta and rule.
+
+    Args:
+        process: forward process.
+        rule: variance rule.
+        eta: 1 = DDPM, 0 = DDIM.
+    """
+
+    def __init__(self, process: Process, rule: Rule, eta: float = 1.0) -> None:
+        self.process, self.rule, self.eta = process, rule, eta
+
+    def step(self, denoise: Denoise, x: Tensor, t: float, s: float, noise: Noise, carry: Any = None) -> Step:
+        """x_s ~ N(mean, covariance); at s = 0 the mean itself."""
+        kernel = reverse_kernel(self.process, t, s, self.eta)
+        prediction = denoise(x, t)
+        mean = reverse_mean(kernel, prediction)
+        covariance = self.rule(kernel, prediction)
+        state = covariance.draw(mean, noise()) if s > 0 else mean
+        return Step(t, s, state, prediction, mean, covariance)
+
+
+SOLVERS = {"reverse_gaussian": ReverseGaussian}
