@@ -1,0 +1,95 @@
+"""Network weights: our own safetensors files, and the published layouts of foreign checkpoints, read strictly.
+
+Ours: one file, EMA weights under the network's own names, what made them in the header. Foreign (`torch.save`): read
+with `weights_only=True`; a bare state dict, a dict with `ema_models_states`, or a `N.ckpt` directory (Analytic-DPM and
+Extended-Analytic-DPM), `ema_*.pt` (Improved DDPM). EMA weights are taken where both kinds are stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from adpm.errors import UserError
+
+# Names that published files carry without use in the network.
+_IGNORED = frozenset({"sigmas"})
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write a state dict with a JSON header to a safetensors file (whole-or-absent is the caller's part)."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, str(path), metadata={"adpm": json.dumps(header, sort_keys=True)})
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a weights file or checkpoint directory.
+
+    Raises:
+        UserError: if the file is missing, of an unknown layout, or needs code execution to be read.
+    """
+    if path.is_dir():
+        path = path / "ema_models_states" / "model.pth"
+    if not path.is_file():
+        raise UserError(f"weights '{path}' do not exist.")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except SafetensorError as error:
+            raise UserError(f"weights '{path}' are not a whole safetensors file ({error}).") from error
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"weights '{path}' cannot be read without running code stored in them; refused.") from error
+    except Exception as error:  # torch names a broken file in many ways
+        raise UserError(f"weights '{path}' are not a whole checkpoint file ({error}).") from error
+    return _state_dict(stored, path)
+
+
+def _state_dict(stored: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(stored, Mapping) and "ema_models_states" in stored:
+        models = stored["ema_models_states"]
+        stored = models.get("eps_model", models.get("model")) if isinstance(models, Mapping) else None
+    if not isinstance(stored, Mapping) or not all(isinstance(v, Tensor) for v in stored.values()):
+        raise UserError(f"weights '{path}' are not in a layout this project reads (a state dict, or a dict with EMA).")
+    return {str(name): tensor.detach() for name, tensor in stored.items()}
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load strictly.
+
+    Raises:
+        UserError: naming missing, left-over and differently shaped entries.
+    """
+    own = network.state_dict()
+    state = {name: tensor for name, tensor in state.items() if name in own or name not in _IGNORED}
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [
+        f"{n} {tuple(state[n].shape)} instead of {tuple(own[n].shape)}"
+        for n in own.keys() & state.keys()
+        if state[n].shape != own[n].shape
+    ]
+    problems = [("missing", missing), ("left over", extra), ("of another shape", sorted(shapes))]
+    told = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in problems if names)
+    if told:
+        raise UserError(f"weights '{source}' do not fit config.network ({told}).")
+    network.load_state_dict(dict(state))
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Sixteen hex digits over names, shapes and values: the weights' identity in provenance."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        sha.update(f"{name}{tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]

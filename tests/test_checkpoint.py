@@ -1,0 +1,237 @@
+"""Checkpoints: published layouts give the published outputs, ours come back whole, everything else is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from adpm.errors import UserError
+from adpm.nn.checkpoint import load_weights, read_weights, save_weights, weights_hash
+from adpm.nn.iddpm import UNet
+from tests.goldens import DATA, filled_state, golden, golden_json, unet_options
+
+FORMATS = DATA / "formats"
+HEAD = FORMATS / "plain_iddpm_head.pth"
+TOLERANCE = 1e-5
+
+
+def build(origin: str) -> UNet:
+    return UNet(**unet_options(golden_json("formats/formats_manifest")[origin]["network"])).eval()
+
+
+def check_output(path: Path, origin: str) -> UNet:
+    """Read, load and run: the output stored for the origin's EMA weights."""
+    network = build(origin)
+    load_weights(network, read_weights(path), str(path))
+    stored = golden("formats/formats_golden")
+    x, t, y = (torch.as_tensor(stored[f"{origin}/{k}"]) for k in "xty")
+    with torch.no_grad():
+        found = network(x, t)
+    assert (found - y).abs().max() < TOLERANCE * y.abs().max()
+    return network
+
+
+def ema_and_raw(origin: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The right weights of the fixtures, and the decoys that stand where raw training weights do."""
+    network = build(origin)
+    return filled_state(network, "ema/"), filled_state(network, "raw/")
+
+
+@pytest.mark.parametrize(
+    ("file", "origin"),
+    [("plain_iddpm_head.pth", "plain_iddpm_head"), ("ema_0.9999_000010.pt", "improved_diffusion_ema")],
+)
+def test_published_files(file: str, origin: str) -> None:
+    network = check_output(FORMATS / file, origin)
+    state = read_weights(FORMATS / file)
+    assert not any(tensor.requires_grad for tensor in state.values())  # Improved DDPM stores nn.Parameter
+    ema, _ = ema_and_raw(origin)
+    assert state.keys() == ema.keys() and all(torch.equal(state[name], ema[name]) for name in ema)
+    assert all(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("inner", ["eps_model", "model"])
+def test_analytic_dpm_training_file(tmp_path: Path, inner: str) -> None:
+    """One dict; the EMA weights are the ones to use. CIFAR10 files say eps_model, ImageNet64 ones model."""
+    ema, raw = ema_and_raw("analytic_cifar10")
+    path = tmp_path / "400000.ckpt.pth"
+    stored = {
+        "it": 400000,
+        "best_val_loss": float("inf"),
+        "models_states": {inner: raw},
+        "optimizers_states": {"all": {"state": {0: {"step": 1, "exp_avg": raw["out.2.bias"]}}, "param_groups": []}},
+        "lr_schedulers_states": {},
+        "ema_models_states": {inner: ema},
+    }
+    torch.save(stored, path)
+    check_output(path, "analytic_cifar10")
+
+
+def test_extended_analytic_dpm_directory(tmp_path: Path) -> None:
+    """A directory N.ckpt with one file per leaf; again EMA and raw weights lie side by side."""
+    ema, raw = ema_and_raw("ead_train_dir")
+    folder = tmp_path / "10.ckpt"
+    for kind, weights in (("models_states", raw), ("ema_models_states", ema)):
+        (folder / kind).mkdir(parents=True)
+        torch.save(weights, folder / kind / "model.pth")
+    torch.save(10, folder / "it.pth")
+    check_output(folder, "ead_train_dir")
+
+
+def test_our_files_come_back_whole(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    first, second = check_output(HEAD, "plain_iddpm_head"), build("plain_iddpm_head")
+    header = {"kind": "test", "steps": 3, "nested": {"ema": 0.999}}
+    save_weights(path, first.state_dict(), header)
+    state = read_weights(path)
+    assert state.keys() == first.state_dict().keys()
+    assert all(torch.equal(tensor, first.state_dict()[name]) for name, tensor in state.items())
+    with safe_open(str(path), framework="pt") as file:
+        assert json.loads(file.metadata()["adpm"]) == header
+    assert weights_hash(second) != weights_hash(first)
+    load_weights(second, state, str(path))
+    assert weights_hash(second) == weights_hash(first)
+    check_output(path, "plain_iddpm_head")
+
+
+def test_hash_sees_names_shapes_and_values() -> None:
+    def hashed(**tensors: Tensor) -> str:
+        module = nn.Module()
+        for name, tensor in tensors.items():
+            module.register_buffer(name, tensor)
+        return weights_hash(module)
+
+    value = torch.arange(6.0)
+    assert hashed(a=value) == hashed(a=value.clone())
+    different = [hashed(a=value), hashed(b=value), hashed(a=value.reshape(2, 3)), hashed(a=value + 1), hashed(a=-value)]
+    assert len(set(different)) == len(different)
+    assert hashed(a=value, b=-value) == hashed(b=-value, a=value) != hashed(a=-value, b=value)
+
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda s: s.pop("out2.2.weight"), "1 missing: out2.2.weight)"),
+        (lambda s: s.update(extra=torch.zeros(1)), "1 left over: extra)"),
+        (
+            lambda s: s.update({"out.2.bias": torch.zeros(6)}),
+            "1 of another shape: out.2.bias (6,) instead of (3,))",
+        ),
+        (
+            lambda s: (s.pop("out.0.bias"), s.update(a=torch.zeros(1), b=torch.zeros(1))),
+            "1 missing: out.0.bias; 2 left over: a, b)",
+        ),
+        (lambda s: s.clear(), " missing: input_blocks.0.0.bias, input_blocks.0.0.weight, "),
+    ],
+)
+def test_loading_is_strict_and_names_names(change: Change, told: str) -> None:
+    """Nothing is loaded by halves: a refused state leaves the network as it was."""
+    network = build("plain_iddpm_head")
+    before, state = weights_hash(network), read_weights(HEAD)
+    change(state)
+    with pytest.raises(UserError, match=r"weights 'here' do not fit config\.network \(.*" + re.escape(told)):
+        load_weights(network, state, "here")
+    assert weights_hash(network) == before
+
+
+def test_a_head_model_is_not_a_plain_model() -> None:
+    """The published loader takes either silently; here the head's names are told."""
+    plain, state = build("plain_iddpm"), read_weights(HEAD)
+    with pytest.raises(UserError, match=r"4 left over: out2\.0\.bias, out2\.0\.weight, out2\.2\.bias"):
+        load_weights(plain, state, "head")
+    backbone = {name: tensor for name, tensor in state.items() if not name.startswith("out2.")}
+    with pytest.raises(UserError, match=r"4 missing: out2\.0\.bias, out2\.0\.weight, out2\.2\.bias"):
+        load_weights(build("plain_iddpm_head"), backbone, "plain")
+    load_weights(plain, backbone, "plain")
+
+
+def test_prefixed_names_are_refused() -> None:
+    """DistributedDataParallel's `module.` prefix must not load as nothing."""
+    state = {f"module.{name}": tensor for name, tensor in read_weights(HEAD).items()}
+    with pytest.raises(UserError, match=r"missing: .*left over: module\."):
+        load_weights(build("plain_iddpm_head"), state, "ddp")
+
+
+def test_unused_buffer_of_published_files_is_ignored() -> None:
+    network = build("plain_iddpm_head")
+    load_weights(network, {**read_weights(HEAD), "sigmas": torch.zeros(1000)}, "with sigmas")
+    assert torch.equal(network.state_dict()["out.2.bias"], read_weights(HEAD)["out.2.bias"])
+
+
+def test_missing_files_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.pth", tmp_path / "nowhere.safetensors"):
+        with pytest.raises(UserError, match=rf"weights '.*{path.name}' do not exist"):
+            read_weights(path)
+    (tmp_path / "5.ckpt").mkdir()
+    with pytest.raises(UserError, match=r"5\.ckpt/ema_models_states/model\.pth' do not exist"):
+        read_weights(tmp_path / "5.ckpt")
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, 0.5, -1])
+def test_truncated_safetensors_are_refused(tmp_path: Path, keep: float) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, {"a": torch.arange(300.0), "b": torch.arange(200.0)}, {})
+    whole = path.read_bytes()
+    assert struct.unpack("<Q", whole[:8])[0] > 100
+    path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    with pytest.raises(UserError, match=r"weights\.safetensors' are not a whole safetensors file"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("keep", [0, 0.5])
+def test_truncated_pickles_are_refused(tmp_path: Path, keep: float) -> None:
+    path = tmp_path / "weights.pth"
+    whole = HEAD.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole))])
+    with pytest.raises(UserError, match=r"weights\.pth' are not a whole checkpoint"):
+        read_weights(path)
+
+
+class Touch:
+    """A pickle that writes a file when it is executed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "weights.pth"
+    torch.save({**read_weights(HEAD), "trap": Touch(victim)}, path)
+    with pytest.raises(UserError, match=r"weights\.pth' cannot be read without running code stored in them; refused"):
+        read_weights(path)
+    assert not victim.exists()
+    torch.load(path, weights_only=False)
+    assert victim.exists()  # the trap was a real one
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        [{"w": torch.zeros(1)}],
+        {"it": 3},
+        {"ema_models_states": {"other": {"w": torch.zeros(1)}}},
+        {"ema_models_states": [{"w": torch.zeros(1)}]},
+        torch.zeros(3),
+    ],
+    ids=["list", "numbers", "unknown inner key", "list inside", "tensor"],
+)
+def test_unknown_layouts_are_refused(tmp_path: Path, stored: object) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(stored, path)
+    with pytest.raises(UserError, match=r"weights\.pth' are not in a layout this project reads"):
+        read_weights(path)
