@@ -1,0 +1,291 @@
+"""Which K of the N reference times a sampler visits.
+
+A path is an int64 array [0 = t_0 < t_1 < ... < t_K] of indices into `process.times` (for a discrete process the times
+themselves); generation walks it backwards, one network evaluation per step. Members, with u_k = k/(K-1), k = 0..K-1:
+
+    even             round(1 + k (N-1)/(K-1))                   published as "linear" (Bao et al. 2022)
+    power2, 3, 4     round(1 + (N-1) (1 - (1 - u_k)^(1/p)))     published as "power2", "power3", "power4"
+    quadratic        1 + floor((u_k sqrt(0.8 N))^2)             published as "quad_ddim" (Song et al. 2021)
+    stride           1, 1 + S, 1 + 2S, ...,  S = floor(N/K)     published as "linear_ddim" (Song et al. 2021)
+    log_snr          even in log-SNR between two ends, each point snapped to the nearest reference time
+    published_split  the dynamic programme of the public Analytic-DPM code ("dp_seg", Bao et al. 2022)
+    least_cost       the cheapest path under measured costs: adpm/planning.py
+
+quadratic and stride stop short of N: sampling then starts from the prior at an earlier time. Halves are rounded to even
+and `even` accumulates its position in floating point. Where rounding repeats a time, the power members take the next
+free one. All this is as published. log_snr takes the next free time, too; quadratic, which would repeat, is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from adpm.errors import UserError, lookup
+from adpm.planning import Planner
+from adpm.process import Array, Process
+from adpm.shortest_path import IntArray, all_budgets, edge_table, table_edges
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a member may ask for; each refuses in words when its own need is missing.
+
+    Needs that cost work, such as moments, are given as functions, so that only a member that needs them pays.
+
+    Attributes:
+        process: gives the reference times.
+        steps: K, the number of steps, 1..N.
+        log_snr_range: (low, high) ends for `log_snr`; None: from the last to the first reference time.
+        ms_eps: gives [N+1], E||eps_network||^2 / d per time, entry 0 unused, for `published_split`.
+        planner: gives solved costs, for `least_cost`.
+        budget: "exactly" or "at_most" `steps`, for `least_cost`.
+    """
+
+    process: Process
+    steps: int
+    log_snr_range: tuple[float, float] | None = None
+    ms_eps: Callable[[], Array] | None = None
+    planner: Callable[[], Planner] | None = None
+    budget: str = "exactly"
+
+
+Builder = Callable[[Request], IntArray]
+
+
+def even_steps(last: int, steps: int) -> IntArray:
+    """The published even steps: a running sum of (N-1)/(K-1) from 1, each rounded half to even."""
+    gaps = np.full(steps, (last - 1) / max(steps - 1, 1))
+    gaps[0] = 1.0
+    return np.rint(np.cumsum(gaps)).astype(np.int64)
+
+
+def power_steps(power: int) -> Callable[[int, int], IntArray]:
+    """Even in 1 - (1 - t)^p, dense near the data; where rounding repeats a time, the next free one."""
+
+    def steps_of(last: int, steps: int) -> IntArray:
+        u = np.arange(steps) / max(steps - 1, 1)
+        position = 1.0 + (last - 1) * (1.0 - (1.0 - u) ** (1.0 / power))
+        return _distinct(np.rint(position).astype(np.int64), last)
+
+    return steps_of
+
+
+def _distinct(steps: IntArray, last: int) -> IntArray:
+    """s_k = max(steps_k, s_{k-1} + 1), but never so late that later ones would pass `last`."""
+    k = np.arange(len(steps))
+    return np.minimum(np.maximum.accumulate(steps - k) + k, last - k[::-1])
+
+
+def quadratic_steps(last: int, steps: int) -> IntArray:
+    """The published quadratic steps; they repeat small times for large K (from K = 30 on at N = 1000)."""
+    return (np.linspace(0.0, np.sqrt(last * 0.8), steps) ** 2).astype(np.int64) + 1
+
+
+def stride_steps(last: int, steps: int) -> IntArray:
+    """Every floor(N/K)-th time from 1; there are K of them only if ceil(N / floor(N/K)) = K."""
+    return np.arange(1, last + 1, max(last // steps, 1))
+
+
+def valid_path(path_of: Callable[[int], IntArray], last: int, steps: int, name: str) -> IntArray:
+    """path_of(steps), if it is [0 < t_1 < ... < t_K <= N].
+
+    Args:
+        path_of: K -> indices, with the leading 0; called with K in 1..N only.
+        last: N.
+        steps: K.
+        name: the trajectory's name, for the message.
+
+    Raises:
+        UserError: if K lies outside 1..N, or if the path has not K different steps; names budgets that work.
+    """
+    if not 1 <= steps <= last:
+        raise UserError(f"trajectory.steps = {steps} must lie in 1..{last}, the number of reference times.")
+    path = path_of(steps)
+    repeats = np.flatnonzero(np.diff(path) <= 0)
+    if len(path) == steps + 1 and not repeats.size:
+        assert path[0] == 0 and path[-1] <= last, "a trajectory runs from 0 to at most N"
+        return path
+    fault = f"visits index {path[repeats[0]]} twice" if repeats.size else f"has {len(path) - 1} steps"
+    raise UserError(
+        f"trajectory.name = '{name}' with trajectory.steps = {steps} at N = {last} {fault}; "
+        f"use {_working_budgets(path_of, last, steps)}'even' or 'power2', which have a path for 2..{last} steps."
+    )
+
+
+def _working_budgets(path_of: Callable[[int], IntArray], last: int, steps: int) -> str:
+    """ "steps = a or b, or ": the budgets >= 2 next to `steps` for which path_of gives a path; "" if there is none."""
+
+    def works(k: int) -> bool:
+        path = path_of(k)
+        return len(path) == k + 1 and bool((np.diff(path) > 0).all())
+
+    below = next((k for k in range(steps - 1, 1, -1) if works(k)), None)
+    above = next((k for k in range(steps + 1, last + 1) if works(k)), None)
+    near = " or ".join(str(k) for k in (below, above) if k is not None)
+    return f"trajectory.steps = {near}, or " if near else ""
+
+
+def _from_zero(steps: IntArray) -> IntArray:
+    return np.concatenate([np.zeros(1, dtype=np.int64), steps])
+
+
+def _fixed(name: str, steps_of: Callable[[int, int], IntArray]) -> Builder:
+    """A member given by N and K alone. These start at index 1, so that a single step is a path only if N = 1."""
+
+    def build(request: Request) -> IntArray:
+        last, steps = request.process.steps, request.steps
+        if steps == 1 and last > 1:
+            raise UserError(
+                f"trajectory.name = '{name}' starts at index 1 and needs trajectory.steps >= 2, got 1; "
+                "for a single step use 'log_snr', or 'least_cost' with a data term."
+            )
+        return valid_path(lambda k: _from_zero(steps_of(last, k)), last, steps, name)
+
+    return build
+
+
+def log_snr(request: Request) -> IntArray:
+    """K times even in log-SNR, from the high end to the low end; a single step goes from the low end to the data.
+
+    Raises:
+        UserError: if the ends are not low <= high inside the process's range, or hold fewer than K reference times.
+    """
+    process, steps, last = request.process, request.steps, request.process.steps
+    bottom, top = float(process.log_snr(process.times[-1])), float(process.log_snr(process.times[1]))
+    low, high = request.log_snr_range or (bottom, top)
+    slack = 1e-4 * max(abs(bottom), abs(top))  # ends read off a message are rounded
+    ends = f"trajectory.log_snr_range = ({low:.6g}, {high:.6g})"
+    if low > high or low < bottom - slack or high > top + slack:
+        raise UserError(
+            f"{ends} must be low <= high within ({bottom:.6g}, {top:.6g}), the range of the reference times."
+        )
+
+    def path_of(k: int) -> IntArray:
+        nearest = process.nearest_index(np.linspace(low, high, k)[::-1])
+        return _from_zero(_distinct(nearest, nearest[-1]))
+
+    first, final = process.nearest_index([high, low])
+    if final - first + 1 < steps <= last:
+        raise UserError(
+            f"{ends} holds {final - first + 1} reference times, fewer than trajectory.steps = {steps}; "
+            "use fewer steps or a wider range."
+        )
+    return valid_path(path_of, last, steps, "log_snr")
+
+
+def least_cost(request: Request) -> IntArray:
+    """The planner's path with exactly, or with at most, K steps.
+
+    Raises:
+        UserError: if no planner is given, or if it has no such path.
+    """
+    if request.planner is None:
+        raise UserError(
+            "trajectory.name = 'least_cost' needs measured costs: estimate the moments first, or use 'even'."
+        )
+    return request.planner().plan(request.steps, request.budget).path
+
+
+def published_costs(process: Process, ms_eps: Array, last: int) -> Array:
+    """F[s, t] = log(1 - forward_variance(s, t)/sigma_t^2 ms_eps[t]) for 1 <= s < t <= last (J of Bao et al. 2022).
+
+    forward_variance/sigma_t^2 = 1 - gamma_t/gamma_s, and the sum (1 - ms_eps) + ms_eps gamma_t/gamma_s loses no digits
+    where ms_eps is near 1. The public code keeps ms_eps/sigma_t^2 in the precision of ms_eps, float32 in its files; so
+    does this.
+    """
+    times = process.times[1 : last + 1]
+    log_snr_of = process.log_snr(times)
+    ratio = ms_eps[1 : last + 1] / process.sigma(times) ** 2
+    kept = ms_eps[1 : last + 1] * (ratio.astype(ms_eps.dtype) / ratio)
+
+    def column(t: int) -> Array:
+        return np.log((1.0 - kept[t - 1]) + kept[t - 1] * np.exp(log_snr_of[t - 1] - log_snr_of[: t - 1]))
+
+    return edge_table(last, column)
+
+
+def split_budget(ms_eps: Array, steps: int) -> tuple[int, int, int]:
+    """(K1, N1, K2): K1 steps are planned on 1..N1, K2 are spread evenly over N1..N ("_split" of the public code).
+
+    From the first n with ms_eps[n] > 1, which no exact score has, twice as many times as follow count as bad:
+    N1 = N - 2 (N - n + 1). They get 20 % of the share of steps that their number would give them, at least one.
+
+    Raises:
+        UserError: if nothing is left to plan on, or too few steps to plan.
+    """
+    last = len(ms_eps) - 1
+    above = np.flatnonzero(ms_eps[1:] > 1)
+    bad = 2 * (last - int(above[0])) if above.size else 0
+    end = last - bad
+    if end < 1:
+        raise UserError(
+            f"trajectory.name = 'published_split' finds ms_eps > 1 from t = {int(above[0]) + 1} of {last} on and takes "
+            "twice as many times for bad, which leaves none to plan on; re-estimate ms_eps, or use 'least_cost'."
+        )
+
+    def planned(k: int) -> int:
+        spread = k - min(math.ceil((1.0 - 0.8 * (bad / last)) * k), end)
+        return k - max(min(spread, bad), min(bad, 1))
+
+    if planned(steps) < min(2, end):
+        enough = next(k for k in range(steps + 1, last + 1) if planned(k) >= min(2, end))
+        raise UserError(
+            f"trajectory.name = 'published_split': trajectory.steps = {steps} leaves {planned(steps)} of them to plan "
+            f"and needs two, for the ends 1 and {end}; use trajectory.steps >= {enough}, or 'least_cost'."
+        )
+    return planned(steps), end, steps - planned(steps)
+
+
+def published_split(request: Request) -> IntArray:
+    """The public code's "dp_seg": index 1 first, least cost up to N1, even from there (K = N: all times).
+
+    Raises:
+        UserError: if ms_eps is missing, has another length, or leaves nothing to plan; if K lies outside 1..N.
+    """
+    last, steps = request.process.steps, request.steps
+    ms_eps = np.zeros(0) if request.ms_eps is None else request.ms_eps()
+    if ms_eps.shape != (last + 1,):
+        raise UserError(
+            f"trajectory.name = 'published_split' needs ms_eps of N + 1 = {last + 1} numbers, got {ms_eps.size}."
+        )
+
+    def path_of(k: int) -> IntArray:
+        planned, end, spread = split_budget(ms_eps, k)
+        head = np.arange(1, planned + 1)
+        if 1 < planned < end:
+            edges = table_edges(published_costs(request.process, ms_eps, end)[1:, 1:])
+            head = all_budgets(edges, planned - 1).path(planned - 1) + 1
+        tail = np.rint(last - (last - end) / max(spread, 1) * np.arange(spread))[::-1]
+        return _from_zero(np.concatenate([head, tail.astype(np.int64)]))
+
+    return valid_path(path_of, last, steps, "published_split")
+
+
+def trajectory(name: str, request: Request) -> IntArray:
+    """The path [0 < t_1 < ... < t_K] of the member `name`; K below `request.steps` only with budget = "at_most".
+
+    Raises:
+        UserError: if the name is unknown, or as the member says.
+    """
+    return lookup(TRAJECTORIES, name, "trajectory.name")(request)
+
+
+FIXED: dict[str, Callable[[int, int], IntArray]] = {
+    "even": even_steps,
+    "power2": power_steps(2),
+    "power3": power_steps(3),
+    "power4": power_steps(4),
+    "quadratic": quadratic_steps,
+    "stride": stride_steps,
+}
+
+TRAJECTORIES: dict[str, Builder] = {
+    **{name: _fixed(name, steps_of) for name, steps_of in FIXED.items()},
+    "log_snr": log_snr,
+    "published_split": published_split,
+    "least_cost": least_cost,
+}
