@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adpm.errors import UserError
 from adpm.process import Array
 
 Number = float | Array | Tensor
@@ -40,13 +41,14 @@ class Covariance(ABC):
         return replace(self, values=self.values * scale + shift)
 
     def clamp(self: Self, low: float, high: float) -> Self:
-        """The covariance with values limited to [low, high]; the share that this changes goes into `clipped`."""
+        """The covariance with values limited to [low, high]; `clipped` is the larger of its share and this one's."""
         if isinstance(self.values, Tensor):
             clamped = self.values.clamp(low, high)
-            return replace(self, values=clamped, clipped=torch.ne(clamped, self.values).double().mean())
+            share: float | Tensor = torch.ne(clamped, self.values).double().mean()
+            return replace(self, values=clamped, clipped=max(self.clipped, share))
         limited = np.clip(self.values, low, high)
         share = float(np.mean(limited != self.values)) if np.size(limited) else 0.0
-        return replace(self, values=limited if np.ndim(limited) else float(limited), clipped=share)
+        return replace(self, values=limited if np.ndim(limited) else float(limited), clipped=max(self.clipped, share))
 
     def average(self: Self) -> Self:
         """One variance per state: the mean over all axes of tr C / d."""
@@ -66,11 +68,17 @@ class Covariance(ABC):
         return torch.as_tensor(self.values, dtype=x.dtype, device=x.device).expand_as(x)
 
     def draw(self, mean: Tensor, noise: Tensor) -> Tensor:
-        """mean + C^(1/2) noise for standard normal noise of mean's shape (a negative number raises ValueError;
-        negative entries of a tensor become NaN)."""
+        """mean + C^(1/2) noise for standard normal noise of mean's shape.
+
+        Raises:
+            UserError: for a negative number, which an estimator's noise can give; negative tensor entries become NaN.
+        """
         if isinstance(self.values, float):
             if self.values < 0:
-                raise ValueError(f"a covariance of {self.values} cannot be drawn from")
+                raise UserError(
+                    f"the variance rule gives {self.values:.3g}, which is negative; set config.rule.bounds = True or "
+                    "config.rule.estimator = 'residual'."
+                )
             return mean + math.sqrt(self.values) * noise  # isotropic: any axes
         return mean + self.back(self._per_element(noise).sqrt() * self.forth(noise))
 

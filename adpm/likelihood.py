@@ -168,8 +168,11 @@ def path_terms(
         noise: the draw for x_t.
 
     Raises:
-        UserError: for eta = 0, where q(x_s | x_t, x_0) has no variance and the bound is infinite.
+        UserError: for eta = 0, where q(x_s | x_t, x_0) has no variance and the bound is infinite, and for a path that
+            does not run from 0 to the last reference time, whose terms bound nothing.
     """
+    if times[0] != 0.0 or times[-1] != process.times[-1]:
+        raise UserError(f"a bound needs a path from 0 to {process.times[-1]:g}, got {times[0]:g} to {times[-1]:g}.")
     if eta == 0.0:
         raise UserError("the variational bound is infinite at sampling.eta = 0 (DDIM); use eta in (0, 1].")
     for t, s in zip(times[:0:-1].tolist(), times[-2::-1].tolist(), strict=True):

@@ -5,11 +5,14 @@ One pass over (image, noise) draws at each measured time records, per dimension 
     residual   ||x_0 - x0_hat(x_t)||^2 / d       Var_t itself; minimises the bound over isotropic variances
     gamma      ||eps_network(x_t)||^2 / d        Var_t = (sigma_t/alpha_t)^2 (1 - gamma), Analytic-DPM, Theorem 1
     power      ||x0_hat(x_t) - m||^2 / d         Var_t = Var[x_0] - power, the data-variance estimate (Su 2022)
-    controls   ||eps||^2/d - 1 and eps.(x_0 - m)/d, whose means are exactly zero whatever the network
+    controls   ||eps||^2/d - 1, eps.(x_0 - m)/d and ||x_0 - m||^2/d - Var[x_0], whose means are exactly zero
+               whatever the network
 
-For an exact denoiser the three estimators agree in expectation. The residual is regressed on the controls: its estimate
-is the intercept, with the standard error of least squares and n - 3 degrees of freedom. Sums are kept as (n, mean,
-scatter), so they can be merged. Between measured times Var_t is interpolated in log-SNR.
+For an exact denoiser the three estimators agree in expectation. The residual is regressed on the controls: its
+estimate is the intercept, with the standard error of least squares and n - 4 degrees of freedom. The first two controls
+carry the noise of high SNR, the third that of low SNR, where x0_hat is nearly m and the residual nearly
+||x_0 - m||^2. Sums are kept as (n, mean, scatter), so they can be merged. Between measured times Var_t is interpolated
+in log-SNR.
 """
 
 from __future__ import annotations
@@ -31,16 +34,17 @@ from adpm.errors import UserError, lookup
 from adpm.noise import KeyedNoise
 from adpm.process import Array, Process
 
-COLUMNS = ("residual", "gamma", "power", "noise_control", "signal_control")
+COLUMNS = ("residual", "gamma", "power", "noise_control", "signal_control", "spread_control")
 RESIDUAL, GAMMA, POWER = 0, 1, 2
-CONTROLS = slice(3, 5)
+CONTROLS = slice(3, 6)
 # log Var_t is interpolated; a variance of exactly zero (a network that is always right) has to stay finite there.
 _SMALLEST = 1e-12
+_FITTED = 4  # what the regression fits: the intercept and a slope for each control
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Sums over draws at one time: count n, mean [5] and scatter [5, 5] = sum (z - mean)(z - mean)^T of COLUMNS."""
+    """Sums over draws at one time: count n, mean [6] and scatter [6, 6] = sum (z - mean)(z - mean)^T of COLUMNS."""
 
     n: int
     mean: Array
@@ -48,7 +52,7 @@ class Draws:
 
     @staticmethod
     def of(z: Array) -> Draws:
-        """The sums of the rows of z [n, 5]."""
+        """The sums of the rows of z [n, 6]."""
         mean = z.mean(0)
         return Draws(len(z), mean, (z - mean).T @ (z - mean))
 
@@ -72,8 +76,8 @@ class Estimate:
         return student_t.ppf(0.5 + level / 2, self.freedom) * self.errors
 
 
-def draw_moments(x0: Tensor, eps: Tensor, x0_hat: Tensor, eps_network: Tensor, mean: Tensor) -> Array:
-    """The five statistics of each draw, [B, 5] float64; `mean` is E x_0 of shape [C, H, W]."""
+def draw_moments(x0: Tensor, eps: Tensor, x0_hat: Tensor, eps_network: Tensor, mean: Tensor, variance: float) -> Array:
+    """The statistics of each draw, [B, 6] float64; `mean` is E x_0 [C, H, W], `variance` is tr Cov[x_0] / d."""
 
     def per_dim(z: Tensor) -> Tensor:
         return z.double().flatten(1).mean(1)
@@ -84,6 +88,7 @@ def draw_moments(x0: Tensor, eps: Tensor, x0_hat: Tensor, eps_network: Tensor, m
         per_dim((x0_hat - mean).square()),
         per_dim(eps.square()) - 1.0,
         per_dim(eps * (x0 - mean)),
+        per_dim((x0 - mean).square()) - variance,
     ]
     return torch.stack(columns, dim=1).cpu().numpy()
 
@@ -128,7 +133,7 @@ def measure(
             x0 = source.images(order[number % source.size])
             eps = keyed(number.to(x0.device), step, x0.shape[1:]).to(x0.dtype)
             prediction = denoise(alpha * x0 + sigma * eps, t)
-            z = draw_moments(x0, eps, prediction.x0, prediction.eps_network, mean)
+            z = draw_moments(x0, eps, prediction.x0, prediction.eps_network, mean, source.variance)
             if not np.isfinite(z).all():
                 raise UserError(f"the network returned numbers that are not finite at t = {t:g}; check its weights.")
             part = Draws.of(z)
@@ -173,10 +178,10 @@ class MomentTable:
         return Estimate(mean, np.sqrt(variance / n), n - 1)
 
     def controlled_residual(self) -> Estimate:
-        """The residual regressed on both controls: intercept, its standard error, n - 3 degrees of freedom."""
+        """The residual regressed on the controls: intercept, its standard error, n - 4 degrees of freedom."""
         rows = [_intercept(d) for d in self.draws]
         values, errors = np.array(rows).T
-        return Estimate(values, errors, np.array([d.n for d in self.draws], dtype=np.float64) - 3)
+        return Estimate(values, errors, np.array([d.n for d in self.draws], dtype=np.float64) - _FITTED)
 
     def posterior_variance(self, estimator: str, process: Process) -> Estimate:
         """Var[x_0 | x_t] per dimension at the measured times, by the named estimator."""
@@ -281,14 +286,14 @@ def _intercept(d: Draws) -> tuple[float, float]:
     """Least squares of the residual on the controls: intercept and its standard error."""
     if np.isnan(d.mean[RESIDUAL]):
         return np.nan, np.nan
-    if d.n < 5:
-        raise UserError(f"config.moments.draws = {d.n} is too few for error bars; use at least 5.")
+    if d.n <= _FITTED + 1:
+        raise UserError(f"config.moments.draws = {d.n} is too few for error bars; use at least {_FITTED + 2}.")
     control_scatter = d.scatter[CONTROLS, CONTROLS]
     cross = d.scatter[CONTROLS, RESIDUAL]
     slope, *_ = np.linalg.lstsq(control_scatter, cross, rcond=None)
     leverage = d.mean[CONTROLS] @ np.linalg.pinv(control_scatter) @ d.mean[CONTROLS]
     left = max(d.scatter[RESIDUAL, RESIDUAL] - slope @ cross, 0.0)
-    return d.mean[RESIDUAL] - slope @ d.mean[CONTROLS], float(np.sqrt(left / (d.n - 3) * (1.0 / d.n + leverage)))
+    return d.mean[RESIDUAL] - slope @ d.mean[CONTROLS], float(np.sqrt(left / (d.n - _FITTED) * (1.0 / d.n + leverage)))
 
 
 def _curve(node: Array, values: Array, positive: bool) -> Callable[[Array], Array]:

@@ -16,8 +16,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
+
+import numpy as np
 
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
@@ -111,9 +113,11 @@ class LastStepCap:
 
     def __call__(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
         covariance = self.rule(kernel, prediction)
-        if 0.0 < float(kernel.s) <= self.last:
-            return covariance.clamp(0.0, self.threshold)
-        return covariance
+        lands = (kernel.s > 0.0) & (kernel.s <= self.last)
+        if not np.any(lands):
+            return covariance
+        capped = covariance.clamp(0.0, self.threshold)
+        return capped if np.all(lands) else replace(capped, values=np.where(lands, capped.values, covariance.values))
 
 
 def cap_threshold(cap_levels: float, width: float) -> float:

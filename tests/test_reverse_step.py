@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from adpm.denoiser import Denoiser
+from adpm.errors import UserError
 from adpm.kernel import Kernel, reverse_kernel
 from adpm.solver import ReverseGaussian, reverse_mean
 from adpm.variance import Rule
@@ -137,5 +138,5 @@ def test_negative_variance_is_not_drawn_from(reverse_step: Golden) -> None:
             process(str(reverse_step["case_schedule"][i])), step_rule(reverse_step, i), step_kernel(reverse_step, i).eta
         )
         t, s = float(reverse_step["case_t"][i]), float(reverse_step["case_s"][i])
-        with pytest.raises(ValueError, match="covariance of -.* cannot be drawn from"):
+        with pytest.raises(UserError, match="gives -.*, which is negative"):
             solver.step(denoiser(reverse_step, i), x, t, s, lambda: torch.zeros_like(x))

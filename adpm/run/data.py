@@ -1,0 +1,121 @@
+"""Data sets: integer levels or real numbers, a fixed split into train and test, scaled to the network's range.
+
+With L levels 0..L-1 and range [a, b], level l becomes a + (b - a) l / (L - 1). `levels = 0` marks continuous data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adpm import ideal
+from adpm.errors import UserError, lookup
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set with its split.
+
+    Attributes:
+        name: the key in DATA_SETS.
+        splits: "train" and "test" -> images [n, C, H, W], uint8 levels or float32 when continuous.
+        levels: number of levels L, or 0 for continuous data.
+        low, high: the range [a, b] that networks see.
+        labels: "train" and "test" -> class labels [n], empty when there are none.
+        truth: the exact distribution, where it is known.
+    """
+
+    name: str
+    splits: dict[str, Tensor]
+    levels: int
+    low: float
+    high: float
+    labels: dict[str, Tensor]
+    truth: ideal.Mixture | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.splits["train"].shape[1:])
+
+    def split(self, name: str) -> Tensor:
+        """The stored images of a split; scale them with `scaled`."""
+        return lookup(self.splits, name, "split")
+
+    def scaled(self, stored: Tensor) -> Tensor:
+        """Stored images as float32 in [a, b]; continuous data as they are."""
+        if not self.levels:
+            return stored
+        return self.low + (self.high - self.low) / (self.levels - 1) * stored.float()
+
+    def to_unit(self, x: Tensor) -> Tensor:
+        """Images in [0, 1] for display."""
+        return ((x.float() - self.low) / (self.high - self.low)).clamp(0, 1)
+
+
+def digits(*, size: int, stride: int, seed: int) -> DataSet:
+    """scikit-learn's 1797 handwritten digits: 8x8, one channel, levels 0..16; every fifth image is for test."""
+    from sklearn.datasets import load_digits
+
+    if size not in (0, 8):
+        raise UserError(f"data.size = {size}, but digits are 8x8; leave it at 0.")
+    bunch = load_digits()
+    images = torch.as_tensor(bunch.images.astype(np.uint8))[:, None]
+    labels = torch.as_tensor(bunch.target)
+    test = torch.arange(len(images)) % 5 == 4
+    return DataSet(
+        "digits",
+        {"train": images[~test], "test": images[test]},
+        17,
+        -1.0,
+        1.0,
+        {"train": labels[~test], "test": labels[test]},
+    )
+
+
+def patches(*, size: int, stride: int, seed: int) -> DataSet:
+    """RGB crops (32x32 by default, every `stride` pixels) of scikit-learn's two photographs, 256 levels.
+
+    The right quarter of each photograph is for test; no training crop touches it.
+    """
+    from sklearn.datasets import load_sample_images
+
+    size, stride = size or 32, stride or 4
+    photographs = load_sample_images().images
+    if not 1 <= size <= min(min(p.shape[0], p.shape[1] // 4) for p in photographs):
+        raise UserError(f"data.size = {size} does not fit the photographs; crops of 8 to 128 pixels do.")
+    parts: dict[str, list[Tensor]] = {"train": [], "test": []}
+    for photograph in photographs:
+        image = torch.tensor(photograph).permute(2, 0, 1)
+        border = image.shape[2] * 3 // 4
+        for name, region in (("train", image[:, :, :border]), ("test", image[:, :, border:])):
+            crops = region.unfold(1, size, stride).unfold(2, size, stride)
+            parts[name].append(crops.permute(1, 2, 0, 3, 4).reshape(-1, 3, size, size))
+    return DataSet("patches", {name: torch.cat(p) for name, p in parts.items()}, 256, -1.0, 1.0, {})
+
+
+def toy(*, size: int, stride: int, seed: int) -> DataSet:
+    """A mixture with known truth: five Gaussians on `size` x `size` images (4 by default), continuous values.
+
+    Means are smooth random fields in [-0.8, 0.8], standard deviations 0.05 to 0.3; 8192 draws to train, 1024 to test.
+    """
+    size = size or 4
+    rng = np.random.default_rng(seed)
+    grid = (np.arange(size) + 0.5) / size
+    waves = rng.uniform(0.5, 1.5, (5, 2)), rng.uniform(0, 2 * np.pi, (5, 2))
+    fields = [
+        np.outer(np.sin(2 * np.pi * f[0] * grid + p[0]), np.cos(2 * np.pi * f[1] * grid + p[1]))
+        for f, p in zip(*waves, strict=True)
+    ]
+    means = 0.8 * np.stack(fields).reshape(5, -1)
+    deviations = np.geomspace(0.05, 0.3, 5)
+    truth = ideal.diagonal_mixture(rng.dirichlet(5 * np.ones(5)), means, deviations**2, (1, size, size))
+    draws = truth.sample(8192 + 1024, seed).float()
+    return DataSet("toy", {"train": draws[:8192], "test": draws[8192:]}, 0, -2.0, 2.0, {}, truth)
+
+
+DATA_SETS: dict[str, Callable[..., DataSet]] = {"digits": digits, "patches": patches, "toy": toy}

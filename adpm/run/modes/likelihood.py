@@ -1,0 +1,114 @@
+"""--mode=likelihood: the variational bound of a split in bits/dim, term by term, with error bars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adpm.errors import UserError
+from adpm.likelihood import bits_per_dim, keyed_noise, path_terms, prior_nats
+from adpm.process import Array
+from adpm.run.assembly import Session
+from adpm.run.files import digest, write_json
+from adpm.run.paths import method_name, method_protocol, path_for
+from adpm.run.prepare import variance_for
+from adpm.run.report import Report, say
+from adpm.run.shards import Arrays, sharded
+
+
+def likelihood(session: Session) -> None:
+    """Evaluate the bound on config.likelihood.split."""
+    section = session.config.likelihood
+    if session.config.sampling.eta == 0.0:
+        raise UserError("the bound is infinite at config.sampling.eta = 0 (DDIM); use a value in (0, 1].")
+    _ = session.model
+    stored = session.data.split(section.split)
+    images = min(section.images or len(stored), len(stored))
+    path = path_for(session)
+    protocol = {
+        **method_protocol(session, path),
+        "likelihood": {"split": section.split, "images": images, "decoder": section.decoder},
+    }
+    name = f"{method_name(session)}-{section.decoder}-{section.split}-{digest(protocol)}"
+    folder = session.workdir / "likelihood" / name
+    write_json(folder / "protocol.json", protocol)
+    evaluate = Evaluation(session, path.times)
+    parts = list(sharded(folder, images, section.batch_size, evaluate, "likelihood"))
+    terms = np.concatenate([part["terms"] for part in parts], axis=1)
+    if not np.isfinite(terms).all():
+        raise UserError(
+            "the bound is not finite: a variance of the rule is zero or negative, or the network returned NaN; "
+            "try config.rule.estimator = 'residual' or config.rule.bounds = True."
+        )
+    _report(session, folder, path.times, terms, float(np.mean([part["clipped"].max() for part in parts])))
+
+
+class Evaluation:
+    """Image numbers -> terms in nats [K+1, B]: row 0 is the data term, row K the prior."""
+
+    def __init__(self, session: Session, times: Array) -> None:
+        variance = variance_for(session)
+        self.session, self.times = session, times
+        self.rule, self.decoder = session.rule(variance, times), session.decoder(variance)
+
+    @torch.inference_mode()
+    def __call__(self, items: range) -> Arrays:
+        session = self.session
+        numbers = torch.arange(items.start, items.stop)
+        x0 = session.images(session.config.likelihood.split, numbers).double()
+        noise = keyed_noise(session.config.seed, session.process, numbers.to(x0.device), session.data.shape, x0.dtype)
+        bounds = list(
+            path_terms(
+                session.model.denoise,
+                session.process,
+                self.rule,
+                self.decoder,
+                session.levels,
+                self.times,
+                x0,
+                noise,
+                session.config.sampling.eta,
+            )
+        )
+        rows = [b.nats for b in reversed(bounds)] + [prior_nats(session.process, x0)]
+        clipped = [float(b.clipped) for b in reversed(bounds)]
+        return {"terms": torch.stack(rows).cpu().numpy(), "clipped": np.array(clipped)}
+
+
+def _report(session: Session, folder: Path, times: Array, terms: Array, clipped: float) -> None:
+    dim = int(np.prod(session.data.shape))
+    bits = np.asarray(bits_per_dim(terms, dim))
+    total = bits.sum(0)
+    error = float(total.std(ddof=1) / np.sqrt(len(total))) if len(total) > 1 else float("nan")
+    result = {
+        "bits_per_dim": float(total.mean()),
+        "standard_error": error,
+        "data_term": float(bits[0].mean()),
+        "kl_terms": float(bits[1:-1].sum(0).mean()),
+        "prior": float(bits[-1].mean()),
+        "images": len(total),
+        "decoder": session.config.likelihood.decoder,
+        "split": session.config.likelihood.split,
+        "steps": len(times) - 1,
+        "clipped_share": clipped,
+        "curve": {"t": times[1:].tolist(), "bits_per_dim": bits[:-1].mean(1).tolist()},
+    }
+    write_json(folder / "result.json", result)
+    report = Report(session.workdir / "tensorboard" / "likelihood" / folder.name)
+    for t, value in zip(times[1:], bits[:-1].mean(1), strict=True):
+        report.scalars({"bound/term_bits_per_dim": float(value)}, int(np.searchsorted(session.process.times, t)))
+    for key in ("bits_per_dim", "data_term", "kl_terms", "prior"):
+        report.scalars({f"bound/{key}": float(result[key])}, len(times) - 1)
+    report.close()
+    say(
+        f"{result['bits_per_dim']:.4f} +- {error:.4f} bits/dim ({len(total)} {result['split']} images, one draw each, "
+        f"K = {len(times) - 1}, decoder variance '{result['decoder']}', +- one standard error)"
+    )
+    say(
+        f"  data term {result['data_term']:.4f}, KL terms {result['kl_terms']:.4f}, prior {result['prior']:.5f}; "
+        f"bounds acted on {clipped:.1%}"
+    )
+    say(f"result:      {folder / 'result.json'}")
+    say(f"TensorBoard: tensorboard --logdir {session.workdir / 'tensorboard'}")

@@ -1,0 +1,120 @@
+"""--mode=train: fit the network, watch it in TensorBoard, leave EMA weights in the workdir."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adpm.errors import UserError
+from adpm.nn.checkpoint import save_weights
+from adpm.noise import KeyedNoise
+from adpm.run.assembly import Session
+from adpm.run.files import write_whole
+from adpm.run.report import Report, image_grid, progress, say
+from adpm.run.training import Trainer, deferred_interrupt
+from adpm.sampler import keyed, sample
+from adpm.solver import ReverseGaussian
+from adpm.trajectory import Request, trajectory
+from adpm.variance import Small
+
+_PREVIEW_STEPS, _PREVIEW_SAMPLES, _TEST_PASSES = 50, 36, 4
+
+
+def train(session: Session) -> None:
+    """Train until config.train.iterations, from the saved state if there is one."""
+    trainer = make_trainer(session)
+    options = trainer.options
+    weights = session.workdir / "weights.safetensors"
+    if trainer.iteration:
+        say(f"continuing at iteration {trainer.iteration} of {options.iterations}.")
+    parameters = sum(p.numel() for p in trainer.network.parameters())
+    say(f"training {parameters:,} parameters on {session.device} ({session.config.precision}).")
+    report = Report(session.workdir / "tensorboard" / "train")
+    bar = progress(range(trainer.iteration, options.iterations), total=options.iterations, initial=trainer.iteration)
+    with deferred_interrupt() as interrupted:
+        for _ in bar:
+            values = trainer.step()
+            done = trainer.iteration
+            bar.set_postfix(loss=f"{values['train/loss']:.4f}", refresh=False)
+            if done % options.log_every == 0:
+                report.scalars(values, done)
+            if done % options.test_every == 0 or done == options.iterations:
+                losses = test_losses(session, trainer)
+                report.scalars(losses, done)
+                say(f"iteration {done}: test loss {losses['test/loss']:.4f} (EMA), loss {values['train/loss']:.4f}")
+            if options.sample_every and done % options.sample_every == 0:
+                report.picture("train/samples", preview(session, trainer), done)
+            if done % options.save_every == 0 or done == options.iterations or interrupted():
+                trainer.save()
+            if interrupted():
+                report.close()
+                say(f"stopped after iteration {done}; the state is saved in '{trainer.state_file}'.")
+                raise KeyboardInterrupt
+    export(session, trainer)
+    report.close()
+    say(f"weights (EMA): {weights}")
+    say(f"TensorBoard: tensorboard --logdir {session.workdir / 'tensorboard'}")
+
+
+def make_trainer(session: Session) -> Trainer:
+    """The trainer of a session, restored from the workdir's state."""
+    if not session.tables.denoisers[session.config.denoiser.name].trainable:
+        raise UserError(f"config.denoiser.name = '{session.config.denoiser.name}' has nothing to train; use network.")
+    network = session.network()
+    return Trainer(
+        network,
+        session.denoiser(network, clip=False),
+        session.process,
+        session.data,
+        session.tables.objectives[session.config.train.objective],
+        session.train_options,
+        session.config.seed,
+        session.workdir / "train_state.pt",
+    )
+
+
+@torch.inference_mode()
+def test_losses(session: Session, trainer: Trainer) -> dict[str, float]:
+    """The EMA network's loss on the test split, the same times and noise at every call."""
+    stored = session.data.split("test")[:2048]
+    keyed_noise = KeyedNoise(session.config.seed, "test loss")
+    denoise = session.denoiser(ema_network(trainer), clip=False)
+    total = 0.0
+    for k in range(_TEST_PASSES):
+        x0 = session.data.scaled(stored).to(session.device)
+        fractions = (np.arange(len(x0)) * 0.618033988749895 + k / _TEST_PASSES) % 1.0  # evenly spread, without a seed
+        t = session.process.times[1 + np.floor(fractions * session.process.steps).astype(np.int64)]
+        eps = keyed_noise(torch.arange(len(x0), device=session.device), k, x0.shape[1:])
+        total += trainer.loss_of(denoise, x0, eps, t).mean().item()
+    return {"test/loss": total / _TEST_PASSES}
+
+
+@torch.inference_mode()
+def preview(session: Session, trainer: Trainer) -> Tensor:
+    """A grid of DDPM samples of the EMA network, the same noise at every call."""
+    process = session.process
+    times = process.times[trajectory("even", Request(process, min(_PREVIEW_STEPS, process.steps)))]
+    numbers = torch.arange(_PREVIEW_SAMPLES, device=session.device)
+    noise = keyed(KeyedNoise(session.config.seed, "preview"), numbers, session.data.shape)
+    denoise = session.denoiser(ema_network(trainer), clip=True)
+    for step in sample(denoise, ReverseGaussian(process, Small()), process, times, noise):
+        x = step.x
+    return image_grid(session.data.to_unit(x).cpu())
+
+
+def ema_network(trainer: Trainer) -> nn.Module:
+    """The averaged weights, in eval mode."""
+    return trainer.ema.module.eval()
+
+
+def export(session: Session, trainer: Trainer) -> None:
+    """Write the EMA weights with what made them."""
+    header = {
+        "config": session.config.to_dict(),
+        "iterations": trainer.iteration,
+        "weights": "ema",
+        "torch": torch.__version__,
+    }
+    state = ema_network(trainer).state_dict()
+    write_whole(session.workdir / "weights.safetensors", lambda path: save_weights(path, state, header))

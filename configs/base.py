@@ -1,0 +1,121 @@
+"""Every config field with its default and unit; the other files state differences.
+
+Sections mirror the constructors they feed. Override any field on the command line:
+    python main.py --config=configs/digits.py:cosine --mode=sample --config.trajectory.steps=25
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+from adpm.errors import lookup
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of everything random in a run
+    config.device = "auto"  # auto | cpu | cuda
+    config.precision = "float32"  # float32 | bfloat16 (autocast around the network; tables stay float64)
+    config.compile = False  # torch.compile the network
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # digits | patches | toy
+    config.data.size = 0  # image side in pixels; 0 = the data set's own
+    config.data.stride = 0  # patches: pixels between crops; 0 = 4
+    config.data.seed = 0  # toy: which mixture
+
+    config.process = ConfigDict()
+    config.process.name = "linear"  # linear | cosine | vp_integral | custom
+    config.process.steps = 1000  # N, reference steps
+    config.process.betas_file = ""  # custom: a .npy or text file with the N betas
+
+    config.network = ConfigDict()
+    config.network.name = "iddpm"
+    config.network.model_channels = 32  # width M of the finest level
+    config.network.channel_mult = (1, 2)  # width of each level in units of M
+    config.network.num_res_blocks = 1  # residual blocks per level
+    config.network.attention_downsample = (2,)  # down-sampling factors with attention
+    config.network.num_heads = 4
+    config.network.scale_shift = True
+    config.network.dropout = 0.1
+    config.network.learned_variance = False  # twice the output channels (Improved DDPM); sampling uses the first half
+    config.network.head = "none"  # none | simple | complex: second head of Extended-Analytic-DPM
+    config.network.pretrained = ""  # weights that are used until this workdir has trained its own
+
+    config.denoiser = ConfigDict()
+    config.denoiser.name = "network"  # network | ideal (exact, for data with known truth: no network at all)
+    config.denoiser.predicts = "eps"  # eps | x0
+    config.denoiser.time_shift = 0  # 1: the network counts steps from 0
+    config.denoiser.time_scale = 0.0  # label = (n - time_shift) * time_scale; 0 = 1000/N
+    config.denoiser.clip = True  # limit x0 to the data range
+    config.denoiser.eps_after_clip = "rederive"  # rederive (published DDPM) | keep (published DDIM)
+
+    config.train = ConfigDict()
+    config.train.objective = "eps"
+    config.train.iterations = 10_000
+    config.train.batch_size = 128
+    config.train.learning_rate = 1e-3
+    config.train.warmup = 200  # iterations of linear warm-up
+    config.train.schedule = "cosine"  # constant | cosine (to zero at the last iteration)
+    config.train.weight_decay = 0.0
+    config.train.grad_clip = 1.0  # limit of the gradient norm; 0 = none
+    config.train.ema_decay = 0.999
+    config.train.log_every = 100  # iterations between scalars in TensorBoard
+    config.train.test_every = 1000  # iterations between test losses
+    config.train.sample_every = 2500  # iterations between sample grids; 0 = never
+    config.train.save_every = 1000  # iterations between states that a killed run resumes from
+
+    config.moments = ConfigDict()
+    config.moments.file = ""  # a moments file to use; empty = the workdir's own, estimated when missing
+    config.moments.ms_eps = ""  # a published ms_eps file (estimator "gamma" only) instead
+    config.moments.times = 100  # reference times measured, even in log-SNR; 0 = all
+    config.moments.draws = 300  # (image, noise) pairs per time
+    config.moments.batch_size = 256
+    config.moments.write_ms_eps = False  # also write gamma as a published ms_eps file
+
+    config.rule = ConfigDict()
+    config.rule.name = "analytic"  # small | unit | large | analytic
+    config.rule.estimator = "residual"  # analytic: residual | gamma | data
+    config.rule.bounds = True  # 0 <= Var[x0|x_t] <= Var[x0] (or the data range), share that acts is reported
+    config.rule.cap_levels = (
+        0.0  # cap the noise of the last steps at this many data levels (published: 1 or 2); 0 = off
+    )
+    config.rule.cap_steps = 1  # how many path elements the cap covers
+
+    config.trajectory = ConfigDict()
+    config.trajectory.name = "least_cost"  # even | quadratic | log_snr | least_cost | ...
+    config.trajectory.steps = 25  # K
+    config.trajectory.budget = "exactly"  # exactly | at_most K steps
+    config.trajectory.cost = (
+        "kl"  # least_cost: kl (cost of the optimal covariance) | rule (bound of this config's rule)
+    )
+    config.trajectory.data_term = (
+        False  # least_cost: price the last step to the data (else the path goes through t = 1)
+    )
+    config.trajectory.projection = True  # plan on the monotone projection of the excess precision
+    config.trajectory.method = "auto"  # auto | dense | divide
+    config.trajectory.log_snr_max = 0.0  # log_snr: the ends of the path; both 0 = whole range
+    config.trajectory.log_snr_min = 0.0
+
+    config.sampling = ConfigDict()
+    config.sampling.solver = "reverse_gaussian"
+    config.sampling.eta = 1.0  # 1 = DDPM, 0 = DDIM
+    config.sampling.samples = 64
+    config.sampling.batch_size = 64
+    config.sampling.grid = 64  # samples shown
+
+    config.likelihood = ConfigDict()
+    config.likelihood.split = "test"
+    config.likelihood.images = 0  # 0 = the whole split
+    config.likelihood.batch_size = 256
+    config.likelihood.decoder = "published"  # published | published_elbo | optimal: variance of the data term
+    return config
+
+
+def with_variant(config: ConfigDict, variant: str, variants: Mapping[str, Callable[[ConfigDict], None]]) -> ConfigDict:
+    """`config` changed by the named variants, several joined by '+'."""
+    for name in filter(None, variant.split("+")):
+        lookup(variants, name, "config variant")(config)
+    return config

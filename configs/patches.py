@@ -1,0 +1,27 @@
+"""32x32 RGB crops of two photographs, 256 levels: natural images without a download. Variant: cosine."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def _cosine(config: ConfigDict) -> None:
+    config.process.name = "cosine"
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = base.get_config()
+    config.data.name = "patches"
+    config.data.size = 32
+    config.data.stride = 4
+    config.network.channel_mult = (1, 2, 2)
+    config.network.attention_downsample = (4,)
+    config.train.iterations = 20_000
+    config.train.batch_size = 64
+    config.moments.batch_size = 64
+    config.sampling.samples = 16
+    config.sampling.batch_size = 16
+    config.likelihood.batch_size = 64
+    return base.with_variant(config, variant, {"cosine": _cosine})

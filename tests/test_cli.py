@@ -1,0 +1,209 @@
+"""The command line: what it accepts, and that every mistake is one sentence on stderr, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adpm.run.assembly import CORE
+from adpm.run.cli import load_config, parse, run
+from adpm.run.modes import MODES
+
+ROOT = Path(__file__).parent.parent
+TOY = "--config=configs/toy.py"
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def refused(capsys, *argv) -> str:
+    """Run, expect exit code 2, return the sentence."""
+    assert run(["main.py", *argv], CORE, MODES) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and "Traceback" not in captured.err
+    return captured.err
+
+
+MISTAKES = {
+    "no config": (["--mode=sample"], ["--config is missing"]),
+    "missing config": (["--config=configs/digit.py", "--mode=sample"], ["configs/digit.py", "'configs/digits.py'"]),
+    "folder as config": (["--config=configs", "--mode=sample"], ["'configs' is no file", "configs/digits.py"]),
+    "bad variant": (["--config=configs/digits.py:cosin", "--mode=sample"], ["'cosin'", "did you mean 'cosine'"]),
+    "no mode": ([TOY], ["--mode is missing", "likelihood"]),
+    "bad mode": ([TOY, "--mode=sampl"], ["'sampl'", "did you mean 'sample'", "likelihood"]),
+    "stray argument": ([TOY, "--mode=sample", "extra"], ["stray argument 'extra'"]),
+    "unknown flag": ([TOY, "--mode=sample", "--wrkdir=x"], ["--wrkdir", "did you mean 'workdir'"]),
+    "unknown field": (
+        [TOY, "--mode=sample", "--config.trajectory.stepz=3"],
+        ["did you mean 'config.trajectory.steps'"],
+    ),
+    "unknown section": ([TOY, "--mode=sample", "--config.foo.bar=3"], ["--config.foo.bar is unknown"]),
+    "section": ([TOY, "--mode=sample", "--config.trajectory=3"], ["is a section", "--config.trajectory."]),
+    "not a number": ([TOY, "--mode=sample", "--config.trajectory.steps=abc"], ["'abc'", "int", "25"]),
+    "not a bool": ([TOY, "--mode=sample", "--config.rule.bounds=maybe"], ["'maybe'", "bool"]),
+    "empty number": ([TOY, "--mode=sample", "--config.train.learning_rate="], ["learning_rate", "float"]),
+    "bad process": (
+        [TOY, "--mode=sample", "--config.process.name=linea"],
+        ["config.process.name = 'linea'", "'linear'"],
+    ),
+    "bad rule": ([TOY, "--mode=sample", "--config.rule.name=smal"], ["'smal'", "did you mean 'small'", "analytic"]),
+    "bad estimator": ([TOY, "--mode=sample", "--config.rule.estimator=gama"], ["did you mean 'gamma'", "residual"]),
+    "bad trajectory": ([TOY, "--mode=sample", "--config.trajectory.name=least"], ["'least'", "least_cost"]),
+    "bad budget": ([TOY, "--mode=sample", "--config.trajectory.budget=about"], ["'about'", "at_most", "exactly"]),
+    "bad cost": ([TOY, "--mode=sample", "--config.trajectory.cost=kll"], ["'kll'", "did you mean 'kl'"]),
+    "bad method": ([TOY, "--mode=sample", "--config.trajectory.method=dens"], ["'dens'", "did you mean 'dense'"]),
+    "bad decoder": ([TOY, "--mode=likelihood", "--config.likelihood.decoder=best"], ["'best'", "optimal", "published"]),
+    "bad data": ([TOY, "--mode=sample", "--config.data.name=digit"], ["'digit'", "did you mean 'digits'"]),
+    "bad split": ([TOY, "--mode=likelihood", "--config.likelihood.split=val"], ["'val'", "test, train"]),
+    "bad objective": ([TOY, "--mode=train", "--config.train.objective=epsilon"], ["'epsilon'", "eps"]),
+    "bad schedule": ([TOY, "--mode=train", "--config.train.schedule=cosin"], ["'cosin'", "did you mean 'cosine'"]),
+    "bad device": ([TOY, "--mode=sample", "--config.device=gpu"], ["config.device = 'gpu'", "auto, cpu, cuda"]),
+    "bad precision": ([TOY, "--mode=sample", "--config.precision=fp16"], ["'fp16'", "bfloat16, float32"]),
+    "eta": ([TOY, "--mode=sample", "--config.sampling.eta=1.5"], ["eta = 1.5", "[0, 1]"]),
+    "large eta": (
+        [TOY, "--mode=sample", "--config.rule.name=large", "--config.sampling.eta=0.5"],
+        ["'large'", "eta = 1 only", "0.5"],
+    ),
+    "bound of DDIM": ([TOY, "--mode=likelihood", "--config.sampling.eta=0.0"], ["infinite", "eta = 0"]),
+    "path longer than N": ([TOY, "--mode=sample", "--config.trajectory.steps=1001"], ["1001", "1000"]),
+    "no steps": ([TOY, "--mode=sample", "--config.trajectory.steps=0"], ["at least 1"]),
+    "no process steps": ([TOY, "--mode=sample", "--config.process.steps=0"], ["process.steps = 0"]),
+    "invalid betas": ([TOY, "--mode=sample", "--config.process.steps=10"], ["must lie in (0, 1)"]),
+    "few draws": ([TOY, "--mode=sample", "--config.moments.draws=2"], ["draws = 2", "at least 6"]),
+    "few times": ([TOY, "--mode=estimate", "--config.moments.times=2"], ["times = 2", "at least 4"]),
+    "cap without levels": ([TOY, "--mode=sample", "--config.rule.cap_levels=2.0"], ["levels"]),
+    "digit size": (["--config=configs/digits.py", "--mode=sample", "--config.data.size=16"], ["data.size = 16", "8x8"]),
+    "patch size": (["--config=configs/patches.py", "--mode=train", "--config.data.size=400"], ["data.size = 400"]),
+    "too many levels": (
+        ["--config=configs/digits.py", "--mode=train", "--config.network.channel_mult=(1,1,1,1,1)"],
+        ["channel_mult", "divisible by 16", "8x8"],
+    ),
+    "ideal without truth": (["--config=configs/digits.py", "--mode=sample", "--config.denoiser.name=ideal"], ["toy"]),
+    "nothing to train": ([TOY, "--mode=train"], ["nothing to train", "network"]),
+    "no weights": (["--config=configs/toy.py:unet", "--mode=sample"], ["there are no weights", "--mode=train"]),
+    "missing moments": ([TOY, "--mode=sample", "--config.moments.file=no.npz"], ["'no.npz'", "--mode=estimate"]),
+    "missing ms_eps": ([TOY, "--mode=sample", "--config.moments.ms_eps=no.pth"], ["'no.pth'"]),
+    "missing betas": (
+        [TOY, "--mode=sample", "--config.process.name=custom", "--config.process.betas_file=no.npy"],
+        ["'no.npy'", "does not exist"],
+    ),
+    "betas of another process": (
+        [TOY, "--mode=sample", "--config.process.betas_file=betas.npy"],
+        ["betas_file = 'betas.npy'", "'custom' only"],
+    ),
+    "batch": ([TOY, "--mode=sample", "--config.sampling.batch_size=0"], ["sampling.batch_size = 0"]),
+    "ema": ([TOY, "--mode=sample", "--config.train.ema_decay=1.0"], ["ema_decay = 1.0", "[0, 1)"]),
+    "quadratic repeats": (
+        [TOY, "--mode=sample", "--config.trajectory.name=quadratic", "--config.trajectory.steps=40"],
+        ["quadratic", "40"],
+    ),
+    "one step through t = 1": ([TOY, "--mode=sample", "--config.trajectory.steps=1"], ["steps = 1", "data term"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence(name, capsys, tmp_path):
+    argv, fragments = MISTAKES[name]
+    sentence = refused(capsys, *argv, f"--workdir={tmp_path / 'run'}")
+    for fragment in fragments:
+        assert fragment in sentence, sentence
+    left = [p.name for p in (tmp_path / "run").glob("*")] if (tmp_path / "run").exists() else []
+    # the path of "one step" needs moments, which are kept; nothing else may be left behind
+    assert set(left) <= {"config.json"} or name == "one step through t = 1"
+
+
+def test_device_cuda_without_a_gpu(capsys, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert "no GPU" in refused(capsys, TOY, "--mode=sample", "--config.device=cuda", f"--workdir={tmp_path}")
+
+
+def test_config_files_that_fail(capsys, tmp_path):
+    cases = {
+        "raise ValueError('broken')": "ValueError: broken",
+        "x = 1": "no function get_config",
+        "def (": "SyntaxError",
+    }
+    for text, told in cases.items():
+        (tmp_path / "bad.py").write_text(text)
+        assert told in refused(capsys, f"--config={tmp_path / 'bad.py'}", "--mode=sample")
+
+
+def test_unwritable_workdir(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused(capsys, TOY, "--mode=sample", f"--workdir={tmp_path / 'file' / 'run'}")
+
+
+def test_workdir_of_another_config(capsys, tmp_path):
+    few = ["--config.moments.draws=6", "--config.moments.times=8", "--config.sampling.samples=2"]
+    assert run(["main.py", TOY, "--mode=sample", f"--workdir={tmp_path}", *few], CORE, MODES) == 0
+    capsys.readouterr()
+    sentence = refused(capsys, TOY, "--mode=sample", f"--workdir={tmp_path}", "--config.data.seed=7", *few)
+    assert "belongs to another config" in sentence and "data.seed: 0 there, 7 now" in sentence
+    # what does not change the model may change from call to call
+    assert (
+        run(["main.py", TOY, "--mode=sample", f"--workdir={tmp_path}", "--config.rule.name=small", *few], CORE, MODES)
+        == 0
+    )
+
+
+def test_damaged_workdir_config(capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    assert "not readable JSON" in refused(capsys, TOY, "--mode=sample", f"--workdir={tmp_path}")
+
+
+def test_overrides_reach_the_config_and_it_is_locked():
+    argv = ["main.py", "--config", "configs/digits.py:cosine+x0", "--mode", "sample", "--config.trajectory.steps", "7"]
+    argv += ["--config.network.channel_mult=(1,2,2)", "--config.compile", "--config.sampling.eta=0"]
+    config, name, mode, workdir = parse(argv, MODES)
+    assert (config.process.name, config.denoiser.predicts, config.trajectory.steps) == ("cosine", "x0", 7)
+    assert (config.network.channel_mult, config.compile, config.sampling.eta) == ((1, 2, 2), True, 0.0)
+    assert (name, mode, workdir) == ("digits-cosine+x0", "sample", None)
+    with pytest.raises(AttributeError):
+        config.sampling.etta = 1.0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_every_config_states_known_fields_only(path):
+    if path.stem in ("__init__", "base"):
+        pytest.skip("not a config of its own")
+    base, config = load_config(str(ROOT / "configs" / "base.py")), load_config(str(path))
+
+    def keys(section, prefix=""):
+        return {prefix + k for k in section} | {
+            name for k, v in section.items() if hasattr(v, "keys") for name in keys(v, f"{prefix}{k}.")
+        }
+
+    assert keys(config) == keys(base)
+
+
+def test_help_lists_the_modes(capsys):
+    assert run(["main.py", "--help"], CORE, MODES) == 0
+    shown = capsys.readouterr().out
+    assert all(mode in shown for mode in MODES)
+
+
+def test_custom_betas(capsys, tmp_path):
+    np.save(tmp_path / "betas.npy", np.linspace(1e-4, 0.4, 12))
+    few = ["--config.moments.draws=20", "--config.moments.times=0", "--config.sampling.samples=2"]
+    betas = ["--config.process.name=custom", f"--config.process.betas_file={tmp_path / 'betas.npy'}"]
+    argv = ["main.py", TOY, "--mode=sample", f"--workdir={tmp_path / 'run'}", "--config.trajectory.steps=12", *few]
+    assert run([*argv, *betas, "--config.process.steps=0"], CORE, MODES) == 0
+    capsys.readouterr()
+    assert "holds 12 betas" in refused(capsys, *argv[1:], *betas, "--config.process.steps=13")
+
+
+def test_the_process_exits_with_2_and_no_traceback():
+    """The one check through a real process: main.py hands the code on."""
+    done = subprocess.run(
+        [sys.executable, "main.py", TOY, "--mode=sampel"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: --mode = 'sampel'") and done.stderr.count("\n") == 1

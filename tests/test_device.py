@@ -1,0 +1,95 @@
+"""Device, precision and compilation are config fields: each runs on CPU and says the same thing, to its precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from adpm.run.assembly import CORE, Session
+from adpm.run.cli import load_config
+from adpm.run.device import inference, resolve_device, runnable
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def output(tmp_path, **fields) -> torch.Tensor:
+    """eps of a small random network at one batch, in the given precision."""
+    config = load_config("configs/toy.py", "unet")
+    config.network.update(model_channels=8, num_heads=1)
+    config.update(fields)
+    session = Session(config, tmp_path, CORE)
+    network = session.network()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in network.parameters():  # a zero-initialised output would hide every difference
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
+    x = torch.randn(5, 1, 4, 4, generator=generator)
+    with inference(network):
+        return session.denoiser(network, clip=False)(x, 300.0).eps_network
+
+
+def test_bfloat16_agrees_to_its_precision(tmp_path):
+    full, half = output(tmp_path), output(tmp_path, precision="bfloat16")
+    assert half.dtype == torch.float32
+    error = (full - half).abs().max() / full.abs().max()
+    assert 1e-5 < error < 0.05, "bfloat16 has 8 bits: near, but not the same numbers"
+
+
+class Small(nn.Module):
+    """One convolution with a time gate: enough for the compiler to have work, little enough to compile in seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.convolution(x) * torch.sigmoid(t / 1000)[:, None, None, None]
+
+
+def test_compiled_calls_agree():
+    network, x, t = Small(), torch.randn(3, 1, 8, 8), torch.tensor([1.0, 500.0, 1000.0])
+    with inference(network):
+        plain = runnable(network, "float32", False, torch.device("cpu"))(x, t)
+        compiled = runnable(network, "float32", True, torch.device("cpu"))(x, t)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1, "nothing was compiled"
+    assert torch.allclose(plain, compiled, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_unet_agrees(tmp_path):
+    plain, compiled = output(tmp_path), output(tmp_path, compile=True)
+    assert torch.allclose(plain, compiled, rtol=1e-4, atol=1e-5)
+
+
+def test_the_network_gets_float32_whatever_the_state():
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x, t):
+            seen.append((x.dtype, t.dtype))
+            return x
+
+    forward = runnable(Spy(), "float32", False, torch.device("cpu"))
+    forward(torch.zeros(2, 1, 2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    assert seen == [(torch.float32, torch.float32)]
+
+
+def test_auto_finds_what_there_is():
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_device("cpu").type == "cpu"
+
+
+def test_inference_restores_the_mode():
+    module = nn.Dropout()
+    with inference(module):
+        assert not module.training and torch.is_inference_mode_enabled()
+    assert module.training and not torch.is_inference_mode_enabled()
