@@ -1,0 +1,131 @@
+"""The README's two tables of bits/dim on digits.
+
+    python -m benchmarks.digits_bits [--workdir=runs/tables]
+
+One pass of the shipped model over the test split at all 1000 times gives the bound of every state-independent rule on
+every path. Moments and data term come from the training split with the config's defaults. Every cell is the mean over
+test images +- one standard error over images, all cells with the same noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adpm.kernel import Kernel
+from adpm.likelihood import Statistics, bits_per_dim
+from adpm.planning import Costs, bound_costs, kl_costs, planner
+from adpm.process import Array
+from adpm.run.assembly import CORE, Session
+from adpm.run.cli import load_config
+from adpm.run.prepare import data_row_for, moments_for, statistics_for
+from adpm.run.shards import read_arrays, save_arrays
+from adpm.trajectory import Request, trajectory
+from adpm.variance import Analytic, Bounded, Large, Rule, Small
+from benchmarks.protocol import describe
+
+BUDGETS = (3, 5, 10, 25, 50, 100, 1000)
+
+
+class Bench:
+    """A session with one decoder, its moments and its statistics on the test split."""
+
+    def __init__(self, folder: Path, decoder: str) -> None:
+        config = load_config("configs/digits.py")
+        config.likelihood.decoder = decoder
+        self.session = Session(config, folder, CORE)
+        self.process = self.session.process
+        table = moments_for(self.session)
+        times = self.process.times[1:]
+        curves = {name: table.variance(name, self.process) for name in ("gamma", "residual")}
+        self.residual = np.concatenate([[0.0], curves["residual"](times)])
+        self.errors = np.concatenate([[0.0], table.standard_error("residual", self.process)(times)])
+        self.gamma = np.concatenate([[0.0], curves["gamma"](times)])
+        self.upper = table.data_variance
+        self.rules: dict[str, Rule] = {
+            "small": Small(),
+            "large": Large(),
+            "analytic, gamma": Bounded(Analytic(curves["gamma"]), self.upper),
+            "analytic, residual": Bounded(Analytic(curves["residual"]), self.upper),
+        }
+        self.statistics = self._statistics(folder / f"statistics-{decoder}.npz")
+
+    def _statistics(self, path: Path) -> Statistics:
+        session, times = self.session, self.process.times[1:]
+        dim = int(np.prod(session.data.shape))
+        arrays = read_arrays(path)
+        if arrays is None:
+            _ = session.model
+            numbers = torch.arange(len(session.data.split("test")))
+            s = statistics_for(session, "test", numbers, times, session.config.seed)
+            arrays = {"squared": s.squared, "data": s.data, "prior": s.prior}
+            save_arrays(path, arrays)
+        return Statistics(times, arrays["squared"], arrays["data"], arrays["prior"], dim)
+
+    def costs(self, name: str, data_term: Array | None) -> Costs:
+        """Planning costs of a rule: the KL cost for the optimal one, else the bound of the rule itself."""
+        if name == "analytic, residual":
+            return kl_costs(self.process, self.residual, self.errors, data_term)
+        rule = self.rules[name]
+
+        def width(kernel: Kernel) -> Array:
+            return np.maximum(np.asarray(rule(kernel, None).values), 1e-300)
+
+        return bound_costs(self.process, self.residual, width, data_term=data_term)
+
+    def gamma_alone(self, data_term: Array | None) -> Costs:
+        """Planned as published, with gamma for Var_t (negative estimates raised to 1e-6 of Var[x_0])."""
+        limited = np.clip(self.gamma, 1e-6 * self.upper, self.upper)
+        return kl_costs(self.process, limited, None, data_term, project=False)
+
+    def bits(self, rule: Rule, path: Array) -> tuple[float, float]:
+        terms = self.statistics.terms(self.process, rule, self.process.times[path])
+        total = np.asarray(bits_per_dim(terms.sum(0), self.statistics.dim))
+        return float(total.mean()), float(total.std(ddof=1) / np.sqrt(len(total)))
+
+    def row(self, name: str, path_of: Callable[[int], Array]) -> list[str]:
+        out = []
+        for steps in BUDGETS:
+            mean, error = self.bits(self.rules[name], path_of(steps))
+            digits = 2 if mean < 100 else 0
+            out.append(f"{mean:.{digits}f} ± {error:.{digits}f}")
+        return out
+
+
+def table(bench: Bench, title: str, data_term: Array | None) -> None:
+    """Print one Markdown table."""
+    print(f"\n### {title}\n")
+    print("| rule | steps | " + " | ".join(f"K = {k}" for k in BUDGETS) + " |")
+    print("|---|---|" + "---|" * len(BUDGETS))
+    process = bench.process
+    paths: dict[tuple[str, str], Callable[[int], Array]] = {}
+    for name in bench.rules:
+        paths[name, "even"] = lambda k: trajectory("even", Request(process, k))
+        solved = planner(bench.costs(name, data_term), max(BUDGETS))
+        paths[name, "least-cost"] = lambda k, solved=solved: solved.plan(k).path  # type: ignore[misc]
+    alone = planner(bench.gamma_alone(data_term), max(BUDGETS))
+    paths["analytic, gamma", "least-cost on gamma alone"] = lambda k: alone.plan(k).path
+    for (name, steps), path_of in paths.items():
+        print(f"| {name} | {steps} | " + " | ".join(bench.row(name, path_of)) + " |", flush=True)
+    solved = planner(bench.costs("analytic, residual", data_term), max(BUDGETS))
+    for k in (5, 25):
+        print(f"\nleast-cost path, residual, K = {k}: {solved.plan(k).path.tolist()}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="bits/dim of digits by rule, path and budget")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/tables"))
+    options = parser.parse_args()
+    describe("bits/dim on the digits test split (359 images, one draw per image and time)")
+    published = Bench(options.workdir, "published")
+    table(published, "(i) through t = 1, published decoder", None)
+    optimal = Bench(options.workdir, "optimal")
+    table(optimal, "(ii) planned with the data term, optimal decoder", data_row_for(optimal.session))
+
+
+if __name__ == "__main__":
+    main()
