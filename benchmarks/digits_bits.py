@@ -1,6 +1,6 @@
 """The README's two tables of bits/dim on digits.
 
-    python -m benchmarks.digits_bits [--workdir=runs/tables]
+    python -m benchmarks.digits_bits [--workdir=runs/tables] [--images=0 (all)] [--figure=FILE.png]
 
 One pass of the shipped model over the test split at all 1000 times gives the bound of every state-independent rule on
 every path. Moments and data term come from the training split with the config's defaults. Every cell is the mean over
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from adpm.kernel import Kernel
 from adpm.likelihood import Statistics, bits_per_dim
@@ -22,6 +23,7 @@ from adpm.planning import Costs, bound_costs, kl_costs, planner
 from adpm.process import Array
 from adpm.run.assembly import CORE, Session
 from adpm.run.cli import load_config
+from adpm.run.figures import save_figure
 from adpm.run.prepare import data_row_for, moments_for, statistics_for
 from adpm.run.shards import read_arrays, save_arrays
 from adpm.trajectory import Request, trajectory
@@ -34,7 +36,7 @@ BUDGETS = (3, 5, 10, 25, 50, 100, 1000)
 class Bench:
     """A session with one decoder, its moments and its statistics on the test split."""
 
-    def __init__(self, folder: Path, decoder: str) -> None:
+    def __init__(self, folder: Path, decoder: str, images: int) -> None:
         config = load_config("configs/digits.py")
         config.likelihood.decoder = decoder
         self.session = Session(config, folder, CORE)
@@ -52,15 +54,14 @@ class Bench:
             "analytic, gamma": Bounded(Analytic(curves["gamma"]), self.upper),
             "analytic, residual": Bounded(Analytic(curves["residual"]), self.upper),
         }
-        self.statistics = self._statistics(folder / f"statistics-{decoder}.npz")
+        self.statistics = self._statistics(folder / f"statistics-{decoder}-{images}.npz", images)
 
-    def _statistics(self, path: Path) -> Statistics:
+    def _statistics(self, path: Path, images: int) -> Statistics:
         session, times = self.session, self.process.times[1:]
         dim = int(np.prod(session.data.shape))
         arrays = read_arrays(path)
         if arrays is None:
-            _ = session.model
-            numbers = torch.arange(len(session.data.split("test")))
+            numbers = torch.arange(images or len(session.data.split("test")))
             s = statistics_for(session, "test", numbers, times, session.config.seed)
             arrays = {"squared": s.squared, "data": s.data, "prior": s.prior}
             save_arrays(path, arrays)
@@ -87,17 +88,17 @@ class Bench:
         total = np.asarray(bits_per_dim(terms.sum(0), self.statistics.dim))
         return float(total.mean()), float(total.std(ddof=1) / np.sqrt(len(total)))
 
-    def row(self, name: str, path_of: Callable[[int], Array]) -> list[str]:
-        out = []
-        for steps in BUDGETS:
-            mean, error = self.bits(self.rules[name], path_of(steps))
-            digits = 2 if mean < 100 else 0
-            out.append(f"{mean:.{digits}f} ± {error:.{digits}f}")
-        return out
+
+Row = list[tuple[float, float]]
 
 
-def table(bench: Bench, title: str, data_term: Array | None) -> None:
-    """Print one Markdown table."""
+def shown(mean: float, error: float) -> str:
+    digits = 2 if mean < 100 else 0
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def table(bench: Bench, title: str, data_term: Array | None) -> dict[tuple[str, str], Row]:
+    """Print one Markdown table; returns its cells."""
     print(f"\n### {title}\n")
     print("| rule | steps | " + " | ".join(f"K = {k}" for k in BUDGETS) + " |")
     print("|---|---|" + "---|" * len(BUDGETS))
@@ -109,22 +110,54 @@ def table(bench: Bench, title: str, data_term: Array | None) -> None:
         paths[name, "least-cost"] = lambda k, solved=solved: solved.plan(k).path  # type: ignore[misc]
     alone = planner(bench.gamma_alone(data_term), max(BUDGETS))
     paths["analytic, gamma", "least-cost on gamma alone"] = lambda k: alone.plan(k).path
+    cells: dict[tuple[str, str], Row] = {}
     for (name, steps), path_of in paths.items():
-        print(f"| {name} | {steps} | " + " | ".join(bench.row(name, path_of)) + " |", flush=True)
+        row = cells[name, steps] = [bench.bits(bench.rules[name], path_of(k)) for k in BUDGETS]
+        print(f"| {name} | {steps} | " + " | ".join(shown(*cell) for cell in row) + " |", flush=True)
     solved = planner(bench.costs("analytic, residual", data_term), max(BUDGETS))
     for k in (5, 25):
         print(f"\nleast-cost path, residual, K = {k}: {solved.plan(k).path.tolist()}")
+    return cells
+
+
+def figure(path: Path, first: dict[tuple[str, str], Row], second: dict[tuple[str, str], Row]) -> None:
+    """Bits/dim against K for the rules worth comparing, both tables side by side."""
+    picture = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = picture.subplots(1, 2, sharey=True)
+    titles = ("through t = 1, published decoder", "planned with the data term, optimal decoder")
+    for axes, cells, title in zip(panels, (first, second), titles, strict=True):
+        for name, color in (("small", "C0"), ("large", "C1"), ("analytic, residual", "C2")):
+            for steps, style in (("even", "--"), ("least-cost", "-")):
+                mean, error = np.array(cells[name, steps]).T
+                label = f"{name}, {steps}"
+                axes.errorbar(BUDGETS, mean, error, color=color, linestyle=style, marker=".", label=label)
+        axes.set(xscale="log", ylim=(1.6, 6.4), xlabel="K, network calls", title=title)
+        axes.set_xticks(BUDGETS, [str(k) for k in BUDGETS])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("bits/dim, digits test split")
+    panels[0].legend(fontsize=8, handlelength=3.5)
+    save_figure(path, picture)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="bits/dim of digits by rule, path and budget")
     parser.add_argument("--workdir", type=Path, default=Path("runs/tables"))
+    parser.add_argument("--figure", type=Path, help="also draw the tables into this PNG")
+    parser.add_argument("--images", type=int, default=0, help="test images; 0 = all 359")
     options = parser.parse_args()
-    describe("bits/dim on the digits test split (359 images, one draw per image and time)")
-    published = Bench(options.workdir, "published")
-    table(published, "(i) through t = 1, published decoder", None)
-    optimal = Bench(options.workdir, "optimal")
-    table(optimal, "(ii) planned with the data term, optimal decoder", data_row_for(optimal.session))
+    describe(f"bits/dim on the digits test split ({options.images or 359} images, one draw per image and time)")
+    published = Bench(options.workdir, "published", options.images)
+    first = table(published, "(i) through t = 1, published decoder", None)
+    optimal = Bench(options.workdir, "optimal", options.images)
+    second = table(optimal, "(ii) planned with the data term, optimal decoder", data_row_for(optimal.session))
+    solved = planner(published.costs("analytic, residual", data_row_for(published.session)), max(BUDGETS))
+    row = [published.bits(published.rules["analytic, residual"], solved.plan(k).path) for k in BUDGETS]
+    print("\nanalytic, residual, planned with the data term of the published decoder and measured with it:")
+    print("; ".join(f"K = {k}: {shown(*cell)}" for k, cell in zip(BUDGETS, row, strict=True)))
+    if options.figure:
+        figure(options.figure, first, second)
+        print(f"\nfigure: {options.figure}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python -m benchmarks.planning          # at N = 4000 the dense recursion is timed on a sample of its layers
     python -m benchmarks.planning --full   # every layer of it
+    python -m benchmarks.planning --quick  # N = 200 only
 
 Costs are those of exact data with 16 variances between 1 and 0.01 (linear schedule, through index 1). Two dense
 recursions are timed: "dense" is the library's, in row blocks that fit the cache and skip the empty half s >= t;
@@ -132,8 +133,13 @@ def measure(last: int, budgets: int, repeats: int, sample: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="all budgets: dense recursion against divide and conquer")
     parser.add_argument("--full", action="store_true", help="run every dense layer at N = 4000, too (about a minute)")
-    full = parser.parse_args().full
+    parser.add_argument("--quick", action="store_true", help="only N = 200, K = 1..200, to see that it works")
+    options = parser.parse_args()
+    full = options.full
     describe(f"all budgets: CPU seconds on one thread (load {os.getloadavg()[0]:.1f}), float64, stride {STRIDE}")
+    if options.quick:
+        measure(200, 200, repeats=1, sample=0)
+        return
     measure(1000, 1000, repeats=5, sample=0)
     measure(4000, 1000, repeats=1 if full else 3, sample=0 if full else 40)
 

@@ -42,7 +42,8 @@ def likelihood(session: Session) -> None:
             "the bound is not finite: a variance of the rule is zero or negative, or the network returned NaN; "
             "try config.rule.estimator = 'residual' or config.rule.bounds = True."
         )
-    _report(session, folder, path.times, terms, float(np.mean([part["clipped"].max() for part in parts])))
+    clipped = np.stack([part["clipped"].astype(np.float64) for part in parts]).mean(0)
+    _report(session, folder, path.times, terms, clipped)
 
 
 class Evaluation:
@@ -77,7 +78,7 @@ class Evaluation:
         return {"terms": torch.stack(rows).cpu().numpy(), "clipped": np.array(clipped)}
 
 
-def _report(session: Session, folder: Path, times: Array, terms: Array, clipped: float) -> None:
+def _report(session: Session, folder: Path, times: Array, terms: Array, clipped: Array) -> None:
     dim = int(np.prod(session.data.shape))
     bits = np.asarray(bits_per_dim(terms, dim))
     total = bits.sum(0)
@@ -92,8 +93,11 @@ def _report(session: Session, folder: Path, times: Array, terms: Array, clipped:
         "decoder": session.config.likelihood.decoder,
         "split": session.config.likelihood.split,
         "steps": len(times) - 1,
-        "clipped_share": clipped,
-        "curve": {"t": times[1:].tolist(), "bits_per_dim": bits[:-1].mean(1).tolist()},
+        "curve": {
+            "t": times[1:].tolist(),
+            "bits_per_dim": bits[:-1].mean(1).tolist(),
+            "clipped_share": clipped.tolist(),
+        },
     }
     write_json(folder / "result.json", result)
     report = Report(session.workdir / "tensorboard" / "likelihood" / folder.name)
@@ -108,7 +112,7 @@ def _report(session: Session, folder: Path, times: Array, terms: Array, clipped:
     )
     say(
         f"  data term {result['data_term']:.4f}, KL terms {result['kl_terms']:.4f}, prior {result['prior']:.5f}; "
-        f"bounds acted on {clipped:.1%}"
+        f"bounds acted in {np.count_nonzero(clipped)} of {len(clipped)} steps"
     )
     say(f"result:      {folder / 'result.json'}")
     say(f"TensorBoard: tensorboard --logdir {session.workdir / 'tensorboard'}")

@@ -99,7 +99,7 @@ def _report(session: Session, folder: Path, parts: list[Arrays], times: Array, s
     say(f"{len(samples)} samples, {int(parts[0]['nfe'])} network calls each, {seconds:.1f} s ({session.model.source}).")
     clipped = parts[0]["clipped"].astype(float)
     if clipped.any():
-        say(f"bounds acted in {np.count_nonzero(clipped)} of {len(clipped)} steps (largest share {clipped.max():.0%}).")
+        say(f"bounds acted in {np.count_nonzero(clipped)} of {len(clipped)} steps, on {clipped.max():.0%} at most.")
     say(f"samples:     {folder}")
     say(f"grid:        {folder / 'grid.png'}")
     say(f"TensorBoard: tensorboard --logdir {session.workdir / 'tensorboard'}")

@@ -18,7 +18,7 @@ from adpm.solver import ReverseGaussian
 from adpm.trajectory import Request, trajectory
 from adpm.variance import Small
 
-_PREVIEW_STEPS, _PREVIEW_SAMPLES, _TEST_PASSES = 50, 36, 4
+_PREVIEW_STEPS, _PREVIEW_SAMPLES, _TEST_PASSES, _TEST_IMAGES = 50, 36, 4, 512
 
 
 def train(session: Session) -> None:
@@ -76,18 +76,20 @@ def make_trainer(session: Session) -> Trainer:
 
 @torch.inference_mode()
 def test_losses(session: Session, trainer: Trainer) -> dict[str, float]:
-    """The EMA network's loss on the test split, the same times and noise at every call."""
-    stored = session.data.split("test")[:2048]
-    keyed_noise = KeyedNoise(session.config.seed, "test loss")
+    """The EMA network's loss on test images, the same times and noise at every call."""
+    images = session.data.split("test")[:_TEST_IMAGES]
+    noise = KeyedNoise(session.config.seed, "test loss")
     denoise = session.denoiser(ema_network(trainer), clip=False)
-    total = 0.0
+    steps, total = session.process.steps, 0.0
     for k in range(_TEST_PASSES):
-        x0 = session.data.scaled(stored).to(session.device)
-        fractions = (np.arange(len(x0)) * 0.618033988749895 + k / _TEST_PASSES) % 1.0  # evenly spread, without a seed
-        t = session.process.times[1 + np.floor(fractions * session.process.steps).astype(np.int64)]
-        eps = keyed_noise(torch.arange(len(x0), device=session.device), k, x0.shape[1:])
-        total += trainer.loss_of(denoise, x0, eps, t).mean().item()
-    return {"test/loss": total / _TEST_PASSES}
+        # golden-ratio times: evenly spread over 1..N without a seed
+        fractions = (np.arange(len(images)) * 0.618033988749895 + k / _TEST_PASSES) % 1.0
+        times = session.process.times[1 + np.floor(fractions * steps).astype(np.int64)]
+        for numbers in torch.arange(len(images)).split(session.config.train.batch_size):
+            x0 = session.data.scaled(images[numbers]).to(session.device)
+            eps = noise(numbers.to(session.device), k, x0.shape[1:])
+            total += trainer.loss_of(denoise, x0, eps, times[numbers.numpy()]).sum().item()
+    return {"test/loss": total / (_TEST_PASSES * len(images))}
 
 
 @torch.inference_mode()

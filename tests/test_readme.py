@@ -1,0 +1,71 @@
+"""Every command and every line of Python in the README runs, here on a few images, steps or iterations."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SHELL = [line.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if line]
+COMMANDS = [line.split("  #")[0].strip() for line in SHELL if line.startswith("python ")]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+
+# What makes a command short, by a word in it; later words win. The commands themselves are the README's.
+SHORTER = {
+    "--mode=train": ["--config.train.iterations=2", "--config.train.batch_size=8", "--config.network.model_channels=8"],
+    "--mode=likelihood": ["--config.likelihood.images=8"],
+    "--mode=sample": ["--config.sampling.samples=4"],
+    "--mode=estimate": ["--config.moments.draws=12", "--config.moments.times=8"],
+    "benchmarks.digits_bits": ["--images=6"],
+    "benchmarks.estimators": ["--draws=300", "--dense=4"],
+    "benchmarks.overhead": ["--batch=8", "--steps=2", "--repeats=2"],
+    "benchmarks.planning": ["--quick"],
+}
+
+
+def test_the_readme_has_commands_for_every_mode_and_a_quickstart():
+    assert {f"--mode={mode}" for mode in ("train", "estimate", "sample", "likelihood")} <= {
+        word for command in COMMANDS for word in command.split() if word.startswith("--mode=")
+    }
+    assert len(PYTHON) == 1
+    assert [line for line in SHELL if line.startswith("make ")] == ["make demo", "make test"] or all(
+        re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), re.M)
+        for line in SHELL
+        if line.startswith("make ")
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command, tmp_path):
+    words = shlex.split(command)
+    extra = [option for word, options in SHORTER.items() if word in words for option in options]
+    if "main.py" in words or "benchmarks.digits_bits" in words:
+        words = [w for w in words if not w.startswith("--workdir=")] + [f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run([sys.executable, *words[1:], *extra], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() and "Traceback" not in done.stderr
+
+
+def test_quickstart(tmp_path, monkeypatch):
+    """The notebook's lines run as written and give digits in [-1, 1] with the requested number of calls."""
+    monkeypatch.chdir(ROOT)
+    code = PYTHON[0].replace("runs/notebook", str(tmp_path / "notebook"))
+    assert code != PYTHON[0]
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    x = names["x"]
+    assert tuple(x.shape) == (16, 1, 8, 8)  # type: ignore[attr-defined]
+    levels = (x + 1) * 8  # type: ignore[operator]
+    assert float((levels - levels.round()).abs().mean()) < 0.2, "samples lie near the 17 levels of the data"
+
+
+def test_pictures_and_links_exist():
+    targets = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README)
+    missing = [t for t in targets if not t.startswith("http") and not (ROOT / t).exists()]
+    assert targets and not missing
