@@ -187,9 +187,16 @@ def path_terms(
         yield Bound(t, s, covariance.kl_from_isotropic(float(kernel.lambda2), delta), covariance.clipped)
 
 
-def keyed_noise(seed: int, process: Process, images: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> NoiseAt:
-    """Noise of image i at time t: a function of (seed, i, t) alone; `images` [B] holds their numbers."""
-    keyed = KeyedNoise(seed, "likelihood")
+def keyed_noise(
+    seed: int,
+    process: Process,
+    images: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    stream: str = "likelihood",
+) -> NoiseAt:
+    """Noise of image i at time t: a function of (seed, stream, i, t) alone; `images` [B] holds their numbers."""
+    keyed = KeyedNoise(seed, stream)
     return lambda t: keyed(images, int(np.searchsorted(process.times, t)), shape).to(dtype)
 
 

@@ -62,7 +62,7 @@ class Bench:
         arrays = read_arrays(path)
         if arrays is None:
             numbers = torch.arange(images or len(session.data.split("test")))
-            s = statistics_for(session, "test", numbers, times, session.config.seed)
+            s = statistics_for(session, "test", numbers, times)
             arrays = {"squared": s.squared, "data": s.data, "prior": s.prior}
             save_arrays(path, arrays)
         return Statistics(times, arrays["squared"], arrays["data"], arrays["prior"], dim)

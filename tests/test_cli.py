@@ -88,8 +88,14 @@ MISTAKES = {
     "ideal without truth": (["--config=configs/digits.py", "--mode=sample", "--config.denoiser.name=ideal"], ["toy"]),
     "nothing to train": ([TOY, "--mode=train"], ["nothing to train", "network"]),
     "no weights": (["--config=configs/toy.py:unet", "--mode=sample"], ["there are no weights", "--mode=train"]),
-    "missing moments": ([TOY, "--mode=sample", "--config.moments.file=no.npz"], ["'no.npz'", "--mode=estimate"]),
-    "missing ms_eps": ([TOY, "--mode=sample", "--config.moments.ms_eps=no.pth"], ["'no.pth'"]),
+    "missing moments": (
+        [TOY, "--mode=sample", "--config.moments.file=no.npz"],
+        ["'no.npz' does not exist"],
+    ),
+    "missing ms_eps": (
+        [TOY, "--mode=sample", "--config.moments.ms_eps=no.pth"],
+        ["'no.pth' does not exist"],
+    ),
     "missing betas": (
         [TOY, "--mode=sample", "--config.process.name=custom", "--config.process.betas_file=no.npy"],
         ["'no.npy'", "does not exist"],

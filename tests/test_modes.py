@@ -217,7 +217,7 @@ def test_likelihood_agrees_with_the_statistics_of_the_tables(tmp_path):
     from adpm.variance import Small
 
     times = session.process.times[trajectory("even", Request(session.process, 12))]
-    statistics = statistics_for(session, "test", torch.arange(1024), times[1:], session.config.seed)
+    statistics = statistics_for(session, "test", torch.arange(1024), times[1:])
     bits = statistics.terms(session.process, Small(), times).sum(0).mean() / (16 * math.log(2))
     assert np.isclose(bits, told, rtol=1e-9)
 

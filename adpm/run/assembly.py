@@ -143,6 +143,11 @@ class Session:
             )
         if config.rule.cap_levels and not self.data.levels:
             raise UserError(f"config.rule.cap_levels = {config.rule.cap_levels} needs data with levels; set it to 0.")
+        for name in ("file", "ms_eps"):
+            if config.moments[name] and not Path(config.moments[name]).is_file():
+                raise UserError(f"config.moments.{name} = '{config.moments[name]}' does not exist.")
+        if config.moments.file and config.moments.ms_eps:
+            raise UserError("config.moments.file and config.moments.ms_eps both name moments; set one of them.")
         _ = self.train_options
         needs = dataclasses.replace(self.rule_needs(lambda: lambda t: t), average_bound=lambda: 1.0)
         self.tables.rules[config.rule.name](needs)  # refuses, for example, large with eta < 1

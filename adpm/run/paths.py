@@ -11,8 +11,7 @@ from adpm.kernel import Kernel
 from adpm.planning import Costs, Plan, Planner, bound_costs, kl_costs, planner
 from adpm.process import Array
 from adpm.run.assembly import PLAN_ON, Session
-from adpm.run.files import digest
-from adpm.run.prepare import data_row_for, moment_provenance, moments_for, variance_for
+from adpm.run.prepare import data_row_for, moments_for, moments_key, variance_for
 from adpm.run.report import say
 from adpm.shortest_path import IntArray
 from adpm.trajectory import Request
@@ -104,5 +103,5 @@ def method_protocol(session: Session, path: ChosenPath) -> dict[str, Any]:
         "path": path.indices.tolist(),
         "eta": config.sampling.eta,
         "solver": config.sampling.solver,
-        "moments": {**config.moments.to_dict(), "provenance": digest(moment_provenance(session))},
+        "moments": moments_key(session),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from adpm.run.assembly import Session
 from adpm.run.files import digest, write_whole
 from adpm.run.report import progress, say
 from adpm.run.shards import read_arrays, save_arrays
+
+_SECONDS_BETWEEN_SAVES = 20.0  # what a killed estimation loses at most
 
 
 def moment_provenance(session: Session) -> dict[str, Any]:
@@ -59,6 +63,15 @@ def moments_for(session: Session) -> MomentTable:
     return table
 
 
+def moments_key(session: Session) -> str:
+    """What tells this session's moments from others: a named file's contents, or what its own are measured with."""
+    section = session.config.moments
+    named = section.ms_eps or section.file
+    if named:
+        return hashlib.sha256(Path(named).read_bytes()).hexdigest()[:12]
+    return digest(moment_provenance(session))
+
+
 def moments_path(session: Session) -> Path:
     """The workdir's own moments file for this model and these settings."""
     return session.workdir / f"moments-{digest(moment_provenance(session))}.npz"
@@ -75,9 +88,13 @@ def _estimate(session: Session, provenance: Mapping[str, Any], partial: Path) ->
     rows = measure(
         session.model.denoise, session.process, source, left, section.draws, session.config.seed, section.batch_size
     )
+    saved = time.monotonic()
     try:
         for t, draws in progress(rows, total=len(wanted), initial=len(done), what="moments"):
             done[t] = draws
+            if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                _write_partial(partial, done)
+                saved = time.monotonic()
     finally:
         if done and len(done) < len(wanted):
             _write_partial(partial, done)
@@ -118,14 +135,21 @@ def variance_for(session: Session) -> Callable[[], Callable[[Array], Array]]:
 
 
 @torch.inference_mode()
-def statistics_for(session: Session, split: str, numbers: torch.Tensor, times: Array, seed: int) -> Statistics:
-    """Bound statistics of images `numbers` of a split at `times`, with the config's decoder."""
+def statistics_for(
+    session: Session, split: str, numbers: torch.Tensor, times: Array, stream: str = "likelihood"
+) -> Statistics:
+    """Bound statistics of images `numbers` of a split at `times`, with the config's decoder.
+
+    The default noise stream is that of --mode=likelihood, so both give the same figures.
+    """
     decoder = session.decoder(variance_for(session))
     batch = session.config.likelihood.batch_size
     squared, data, prior = [], [], []
     for part in progress(numbers.split(batch), what=f"statistics ({split})"):
         x0 = session.images(split, part).double()
-        noise = keyed_noise(seed, session.process, part.to(x0.device), session.data.shape, x0.dtype)
+        noise = keyed_noise(
+            session.config.seed, session.process, part.to(x0.device), session.data.shape, x0.dtype, stream
+        )
         rows = list(
             measure_statistics(session.model.denoise, session.process, decoder, session.levels, times, x0, noise)
         )
@@ -143,7 +167,8 @@ def data_row_for(session: Session) -> Array:
     """
     decoder = session.config.likelihood.decoder
     estimator = session.config.rule.estimator
-    path = session.workdir / f"data-term-{decoder}-{digest([moment_provenance(session), decoder, estimator])}.npz"
+    provenance = [moment_provenance(session), moments_key(session), decoder, estimator]
+    path = session.workdir / f"data-term-{decoder}-{digest(provenance)}.npz"
     arrays = read_arrays(path)
     if arrays is None:
         say(f"measuring the data term with the '{decoder}' decoder on training images.")
@@ -151,8 +176,7 @@ def data_row_for(session: Session) -> Array:
         times = spread_times(session.process, section.times)
         size = len(session.data.split("train"))
         order = torch.randperm(size, generator=torch.Generator().manual_seed(session.config.seed))
-        # the seed below differs from likelihood mode's, so planning and reporting never share noise
-        statistics = statistics_for(session, "train", order[: section.draws], times, session.config.seed + 1)
+        statistics = statistics_for(session, "train", order[: section.draws], times, stream="data term")
         arrays = {"times": times, "nats": statistics.data.mean(1) / statistics.dim}
         save_arrays(path, arrays)
     log_snr = session.process.log_snr
