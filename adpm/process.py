@@ -147,17 +147,17 @@ def read_betas(path: str) -> Array:
 
 
 def _with_steps(betas: Callable[[int], Array]) -> Callable[..., Process]:
-    def build(steps: int, betas_file: str = "") -> Process:
+    def build(steps: int) -> Process:
         if steps < 1:
             raise UserError(f"process.steps = {steps} must be at least 1.")
-        if betas_file:
-            raise UserError(f"process.betas_file = '{betas_file}' goes with process.name = 'custom' only.")
         return DiscreteProcess(betas(steps))
 
     return build
 
 
 def _custom(steps: int, betas_file: str = "") -> Process:
+    if not betas_file:
+        raise UserError("process.name = 'custom' needs process.betas_file, a .npy or text file with N betas.")
     betas = read_betas(betas_file)
     if steps and len(betas) != steps:
         raise UserError(

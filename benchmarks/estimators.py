@@ -30,7 +30,7 @@ LIMIT = 0.45
 
 def digits_world() -> ideal.Mixture:
     """The mixture fitted to all 1797 digits in [-1, 1]."""
-    data = digits(size=0, stride=0, seed=0)
+    data = digits()
     images = torch.cat([data.scaled(data.splits[name]) for name in ("train", "test")])
     return ideal.classwise(images, torch.cat([data.labels[name] for name in ("train", "test")]))
 

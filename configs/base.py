@@ -1,6 +1,8 @@
 """Every config field with its default and unit; the other files state differences.
 
-Sections mirror the constructors they feed. Override any field on the command line:
+Sections mirror the constructors they feed. A field that only some members of a family take is unset here
+(`placeholder`): the member's own default holds, and setting it for another member is refused. Override any field on the
+command line:
     python main.py --config=configs/digits.py:cosine --mode=sample --config.trajectory.steps=25
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from adpm.errors import lookup
 
@@ -22,26 +25,28 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = "digits"  # digits | patches | toy
-    config.data.size = 0  # image side in pixels; 0 = the data set's own
-    config.data.stride = 0  # patches: pixels between crops; 0 = 4
-    config.data.seed = 0  # toy: which mixture
+    config.data.size = placeholder(int)  # patches (32), toy (4): image side in pixels
+    config.data.stride = placeholder(int)  # patches (4): pixels between crops
+    config.data.seed = placeholder(int)  # toy (0): which mixture
 
     config.process = ConfigDict()
     config.process.name = "linear"  # linear | cosine | vp_integral | custom
     config.process.steps = 1000  # N, reference steps
-    config.process.betas_file = ""  # custom: a .npy or text file with the N betas
+    config.process.betas_file = placeholder(str)  # custom: a .npy or text file with the N betas
 
     config.network = ConfigDict()
     config.network.name = "iddpm"
     config.network.model_channels = 32  # width M of the finest level
     config.network.channel_mult = (1, 2)  # width of each level in units of M
     config.network.num_res_blocks = 1  # residual blocks per level
-    config.network.attention_downsample = (2,)  # down-sampling factors with attention
-    config.network.num_heads = 4
-    config.network.scale_shift = True
     config.network.dropout = 0.1
-    config.network.learned_variance = False  # twice the output channels (Improved DDPM); sampling uses the first half
     config.network.head = "none"  # none | simple | complex: second head of Extended-Analytic-DPM
+    config.network.attention_downsample = placeholder(tuple)  # iddpm (none): down-sampling factors with attention
+    config.network.num_heads = placeholder(int)  # iddpm (4): attention heads
+    config.network.scale_shift = placeholder(bool)  # iddpm (True): time scales and shifts features, instead of adding
+    config.network.learned_variance = placeholder(
+        bool
+    )  # iddpm (False): twice the outputs, of which sampling uses half
     config.network.pretrained = ""  # weights that are used until this workdir has trained its own
 
     config.denoiser = ConfigDict()

@@ -19,6 +19,7 @@ def _x0(config: ConfigDict) -> None:
 
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
+    config.network.attention_downsample = (2,)
     config.network.pretrained = "pretrained/digits.safetensors"
     config.network.dropout = 0.25
     config.train.iterations = 10_000

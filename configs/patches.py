@@ -14,8 +14,6 @@ def _cosine(config: ConfigDict) -> None:
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
     config.data.name = "patches"
-    config.data.size = 32
-    config.data.stride = 4
     config.network.channel_mult = (1, 2, 2)
     config.network.attention_downsample = (4,)
     config.train.iterations = 20_000

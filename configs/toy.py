@@ -26,6 +26,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.likelihood.decoder = "optimal"
     config.network.model_channels = 16
     config.network.channel_mult = (1,)
-    config.network.attention_downsample = ()
     config.train.iterations = 2000
     return base.with_variant(config, variant, {"unet": _unet, "cosine": _cosine})

@@ -16,7 +16,7 @@ from adpm.run.report import image_grid, save_png
 
 
 def build(name: str, **options) -> DataSet:
-    return DATA_SETS[name](**{"size": 0, "stride": 0, "seed": 0, **options})
+    return DATA_SETS[name](**options)
 
 
 def test_digits_are_all_of_them_once():
@@ -54,11 +54,14 @@ def test_patches_come_from_their_own_side_of_the_photographs():
     assert np.array_equal(data.split("train")[per_photograph[0] - 1].numpy(), last)
 
 
-def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="8x8"):
-        build("digits", size=28)
+def test_sizes_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="data.size = 500"):
         build("patches", size=500)
+    monkeypatch.chdir(__file__.rsplit("/tests/", 1)[0])
+    config = load_config("configs/digits.py")
+    config.data.size = 28
+    with pytest.raises(UserError, match="config.data.size = 28 does not go with config.data.name = 'digits'"):
+        _ = Session(config, tmp_path, CORE).data
 
 
 def test_a_data_set_of_the_wrong_shape_is_refused(tmp_path):

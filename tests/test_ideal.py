@@ -168,7 +168,7 @@ def test_draws_have_the_mixtures_mean_and_covariance():
 
 
 def test_classwise_mixture_of_digits():
-    data = digits(size=0, stride=0, seed=0)
+    data = digits()
     images, labels = data.scaled(data.split("train")), data.labels["train"]
     mixture = ideal.classwise(images, labels, ridge=1e-3)
     flat = images.double().flatten(1).numpy()

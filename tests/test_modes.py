@@ -74,7 +74,7 @@ def test_samples_follow_the_data(tmp_path):
 def load_truth():
     from adpm.run.data import toy
 
-    truth = toy(size=0, stride=0, seed=0).truth
+    truth = toy().truth
     assert truth is not None
     return truth
 

@@ -86,7 +86,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    data = digits(size=0, stride=0, seed=0)
+    data = digits()
     images = torch.cat([data.scaled(data.splits[name]) for name in ("train", "test")])
     mixture = ideal.classwise(images, torch.cat([data.labels[name] for name in ("train", "test")]))
     return World(mixture, ideal.IdealDenoiser(mixture, LINEAR))

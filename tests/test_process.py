@@ -152,8 +152,8 @@ def test_bad_requests_are_refused_in_words() -> None:
         PROCESSES["linear"](0)
     with pytest.raises(UserError, match=r"beta_20 of 20 is 1"):  # 20/N: the linear schedule needs N > 20
         PROCESSES["linear"](20)
-    with pytest.raises(UserError, match=r"betas_file = 'x\.npy' goes with process\.name = 'custom' only"):
-        PROCESSES["cosine"](100, "x.npy")
+    with pytest.raises(UserError, match=r"'custom' needs process\.betas_file"):
+        PROCESSES["custom"](100)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")

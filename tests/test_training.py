@@ -219,7 +219,7 @@ def test_ctrl_c_saves_and_continues(tmp_path):
 
 
 def test_toy_data_have_the_truth_they_claim():
-    data = toy(size=0, stride=0, seed=0)
+    data = toy()
     assert data.truth is not None
     x = data.split("train").double().flatten(1)
     error = x.std(0) / len(x) ** 0.5

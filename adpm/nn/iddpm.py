@@ -167,8 +167,8 @@ class UNet(nn.Module):
         model_channels: int,
         channel_mult: Sequence[int],
         num_res_blocks: int,
-        attention_downsample: Sequence[int],
-        num_heads: int,
+        attention_downsample: Sequence[int] = (),
+        num_heads: int = 4,
         scale_shift: bool = True,
         dropout: float = 0.0,
         head: str = "none",
@@ -248,14 +248,37 @@ def _complex(width: int, channels: int, block: object) -> nn.Module:
 HEADS = {"none": None, "simple": _simple, "complex": _complex}
 
 
-def build(shape: Sequence[int], *, learned_variance: bool = False, **options: object) -> UNet:
-    """The network for images of `shape` (C, H, W); `options` are UNet's other arguments.
+def build(
+    shape: Sequence[int],
+    *,
+    model_channels: int,
+    channel_mult: Sequence[int],
+    num_res_blocks: int,
+    attention_downsample: Sequence[int] = (),
+    num_heads: int = 4,
+    scale_shift: bool = True,
+    dropout: float = 0.0,
+    learned_variance: bool = False,
+    head: str = "none",
+) -> UNet:
+    """The network for images of `shape` (C, H, W); `learned_variance` doubles the outputs, the rest is UNet's.
 
     Raises:
         UserError: if the sides are not divisible by 2^(levels - 1).
     """
     channels = shape[0]
-    network = UNet(in_channels=channels, out_channels=channels * (1 + learned_variance), **options)  # type: ignore[arg-type]
+    network = UNet(
+        in_channels=channels,
+        out_channels=channels * (1 + learned_variance),
+        model_channels=model_channels,
+        channel_mult=channel_mult,
+        num_res_blocks=num_res_blocks,
+        attention_downsample=attention_downsample,
+        num_heads=num_heads,
+        scale_shift=scale_shift,
+        dropout=dropout,
+        head=head,
+    )
     if shape[1] % network.size_multiple or shape[2] % network.size_multiple:
         raise UserError(
             f"config.network.channel_mult has levels for sides divisible by {network.size_multiple}, "

@@ -7,6 +7,7 @@ when it asks.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -87,8 +88,33 @@ class Tables:
         return Tables(**merged)
 
 
+NOT_FOR_BUILDERS = {"pretrained"}
+
 # config.trajectory.cost -> plan on the bound of the config's own rule (else on the optimal covariance's)
 PLAN_ON = {"kl": False, "rule": True}
+
+
+def build(table: Mapping[str, Callable[..., Any]], config: ConfigDict, section: str, *first: Any) -> Any:
+    """The member that config[section].name names, built from the section's other fields.
+
+    Fields that are unset (None) are left to the member; those of `NOT_FOR_BUILDERS` are for other readers.
+
+    Raises:
+        UserError: if a field is set that the member does not take.
+    """
+    fields = config[section].to_dict()
+    name = fields.pop("name")
+    member = table[name]
+    accepted = inspect.signature(member).parameters
+    options = {key: value for key, value in fields.items() if value is not None and key not in NOT_FOR_BUILDERS}
+    for key, value in options.items():
+        if key not in accepted:
+            takes = ", ".join(key for key in fields if key in accepted) or "none"
+            raise UserError(
+                f"config.{section}.{key} = {value!r} does not go with config.{section}.name = '{name}', "
+                f"which takes: {takes}."
+            )
+    return member(*first, **options)
 
 
 class Session:
@@ -154,15 +180,13 @@ class Session:
 
     @cached_property
     def process(self) -> Process:
-        section = self.config.process
-        return self.tables.processes[section.name](steps=section.steps, betas_file=section.betas_file)
+        return build(self.tables.processes, self.config, "process")
 
     @cached_property
     def data(self) -> DataSet:
-        section = self.config.data
-        data = self.tables.data_sets[section.name](size=section.size, stride=section.stride, seed=section.seed)
+        data = build(self.tables.data_sets, self.config, "data")
         if len(data.shape) != 3:
-            raise UserError(f"data set '{section.name}' has images of shape {data.shape}; (C, H, W) is wanted.")
+            raise UserError(f"data set '{data.name}' has images of shape {data.shape}; (C, H, W) is wanted.")
         return data
 
     @property
@@ -180,11 +204,8 @@ class Session:
 
     def network(self) -> nn.Module:
         """A freshly initialised network, a function of config.seed."""
-        options = self.config.network.to_dict()
-        build = self.tables.networks[options.pop("name")]
-        del options["pretrained"]
         torch.manual_seed(self.config.seed)
-        return build(self.data.shape, **options)
+        return build(self.tables.networks, self.config, "network", self.data.shape)
 
     def denoiser(self, network: nn.Module, *, clip: bool) -> Denoiser:
         """`network` as a denoiser on this session's device, in its precision."""

@@ -108,11 +108,12 @@ def _source(argv: Sequence[str]) -> str:
     raise UserError("--config is missing; for example --config=configs/digits.py (see --help).")
 
 
-def _fields(config: ConfigDict, prefix: str = "config.") -> dict[str, Any]:
-    """All fields with their values."""
-    out: dict[str, Any] = {}
+def _fields(config: ConfigDict, prefix: str = "config.") -> dict[str, tuple[str, Any]]:
+    """All fields with the names of their types and their values."""
+    out: dict[str, tuple[str, Any]] = {}
     for key, value in config.items():
-        out |= _fields(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
+        here = {prefix + key: (config.get_type(key).__name__, value)}
+        out |= _fields(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else here
     return out
 
 
@@ -139,6 +140,7 @@ def _refused(error: Exception, overrides: Mapping[str, str], fields: Mapping[str
     text = " ".join(" ".join(str(a) for a in error.args).split())
     for name, value in overrides.items():
         if f"--{name}=" in text or f"--{name}:" in text:
-            kind = type(fields[name]).__name__
-            return f"--{name} = '{value}' does not fit; its type is {kind}, for example {fields[name]!r}."
+            kind, default = fields[name]
+            example = f", for example {default!r}" if default is not None else ""
+            return f"--{name} = '{value}' does not fit; its type is {kind}{example}."
     return f"the command line was refused: {text.rstrip('.')}."

@@ -57,12 +57,10 @@ class DataSet:
         return ((x.float() - self.low) / (self.high - self.low)).clamp(0, 1)
 
 
-def digits(*, size: int, stride: int, seed: int) -> DataSet:
+def digits() -> DataSet:
     """scikit-learn's 1797 handwritten digits: 8x8, one channel, levels 0..16; every fifth image is for test."""
     from sklearn.datasets import load_digits
 
-    if size not in (0, 8):
-        raise UserError(f"data.size = {size}, but digits are 8x8; leave it at 0.")
     bunch = load_digits()
     images = torch.as_tensor(bunch.images.astype(np.uint8))[:, None]
     labels = torch.as_tensor(bunch.target)
@@ -77,14 +75,13 @@ def digits(*, size: int, stride: int, seed: int) -> DataSet:
     )
 
 
-def patches(*, size: int, stride: int, seed: int) -> DataSet:
-    """RGB crops (32x32 by default, every `stride` pixels) of scikit-learn's two photographs, 256 levels.
+def patches(*, size: int = 32, stride: int = 4) -> DataSet:
+    """RGB crops (`size` x `size`, every `stride` pixels) of scikit-learn's two photographs, 256 levels.
 
     The right quarter of each photograph is for test; no training crop touches it.
     """
     from sklearn.datasets import load_sample_images
 
-    size, stride = size or 32, stride or 4
     photographs = load_sample_images().images
     if not 1 <= size <= min(min(p.shape[0], p.shape[1] // 4) for p in photographs):
         raise UserError(f"data.size = {size} does not fit the photographs; crops of 8 to 128 pixels do.")
@@ -98,12 +95,11 @@ def patches(*, size: int, stride: int, seed: int) -> DataSet:
     return DataSet("patches", {name: torch.cat(p) for name, p in parts.items()}, 256, -1.0, 1.0, {})
 
 
-def toy(*, size: int, stride: int, seed: int) -> DataSet:
-    """A mixture with known truth: five Gaussians on `size` x `size` images (4 by default), continuous values.
+def toy(*, size: int = 4, seed: int = 0) -> DataSet:
+    """A mixture with known truth: five Gaussians on `size` x `size` images, continuous values.
 
     Means are smooth random fields in [-0.8, 0.8], standard deviations 0.05 to 0.3; 8192 draws to train, 1024 to test.
     """
-    size = size or 4
     rng = np.random.default_rng(seed)
     grid = (np.arange(size) + 0.5) / size
     waves = rng.uniform(0.5, 1.5, (5, 2)), rng.uniform(0, 2 * np.pi, (5, 2))
