@@ -10,38 +10,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from adpm.errors import UserError
 from adpm.moments import COLUMNS, GAMMA, Draws, MomentTable
+from adpm.pickles import safe_load
 from adpm.process import Array, Process
 
 
-def _numpy_pickle() -> list[Any]:
-    """What a pickled numpy array needs, under the module names of numpy 1 and of numpy 2."""
-    core = np._core.multiarray  # type: ignore[attr-defined]
-    return [
-        core._reconstruct,
-        (core._reconstruct, "numpy.core.multiarray._reconstruct"),
-        core.scalar,
-        (core.scalar, "numpy.core.multiarray.scalar"),
-        np.ndarray,
-        np.dtype,
-        np.dtypes.Float32DType,
-        np.dtypes.Float64DType,
-    ]
-
-
-def read_ms_eps(path: Path, process: Process) -> MomentTable:
-    """A moment table with the gamma column of a published file.
+def read_array(path: Path, process: Process) -> NDArray[np.floating[Any]]:
+    """The stored numbers [N + 1] in the file's own precision, which the published paths depend on.
 
     Raises:
         UserError: if the file is missing, not such a file, or of another number of steps.
     """
     if not path.is_file():
-        raise UserError(f"config.moments.ms_eps = '{path}' does not exist.")
+        raise UserError(f"config.moments.ms_eps = '{path}' is no file.")
     try:
-        with torch.serialization.safe_globals(_numpy_pickle()):
-            stored = np.asarray(torch.load(path, map_location="cpu", weights_only=True), dtype=np.float64)
+        stored = np.asarray(safe_load(path))
+        stored = stored if stored.dtype == np.float32 else stored.astype(np.float64)
     except Exception as error:
         raise UserError(f"config.moments.ms_eps = '{path}' is not a saved array of numbers; refused.") from error
     if stored.shape != (process.steps + 1,):
@@ -49,7 +36,15 @@ def read_ms_eps(path: Path, process: Process) -> MomentTable:
             f"config.moments.ms_eps = '{path}' has shape {stored.shape}, but a process of N = {process.steps} steps "
             f"needs ({process.steps + 1},)."
         )
-    return table_of_gamma(stored, process, str(path))
+    return stored
+
+
+def read_ms_eps(path: Path, process: Process) -> MomentTable:
+    """A moment table with the gamma column of a published file; raises as `read_array` does.
+
+    Such a file does not say which model it is of; only its length can be checked.
+    """
+    return table_of_gamma(read_array(path, process).astype(np.float64), process, str(path))
 
 
 def table_of_gamma(ms_eps: Array, process: Process, source: str) -> MomentTable:

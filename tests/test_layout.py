@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "errors process kernel noise denoiser ideal moments ms_eps gaussian variance shortest_path planning trajectory "
-    "solver sampler likelihood nn run"
+    "errors pickles process kernel noise denoiser ideal moments ms_eps gaussian variance shortest_path planning "
+    "trajectory solver sampler likelihood nn run"
 ).split()
 SOURCES = sorted(p for folder in ("adpm", "sde", "covariance") for p in (ROOT / folder).rglob("*.py"))
 

@@ -6,6 +6,6 @@ from collections.abc import Callable
 
 from torch import nn
 
-from adpm.nn import iddpm
+from adpm.nn import iddpm, score_sde
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"iddpm": iddpm.build}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"iddpm": iddpm.build, "score_sde": score_sde.build}

@@ -208,7 +208,7 @@ class UNet(nn.Module):
                     entry.append(Upsample(width))
                 self.output_blocks.append(entry)
         self.out = nn.Sequential(*_readout(width, out_channels))
-        build_head = lookup(HEADS, head, "network.head")
+        build_head = lookup(HEADS, head, "config.network.head")
         if build_head is not None:
             self.out2 = build_head(width, in_channels, block)
 

@@ -1,0 +1,35 @@
+"""Reading `torch.save` files of others without running code that may be stored in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def _numpy_globals() -> list[Any]:
+    """What pickled numpy arrays and scalars need, under the module names of numpy 1 and of numpy 2."""
+    core = np._core.multiarray  # type: ignore[attr-defined]
+    return [
+        core._reconstruct,
+        (core._reconstruct, "numpy.core.multiarray._reconstruct"),
+        core.scalar,
+        (core.scalar, "numpy.core.multiarray.scalar"),
+        np.ndarray,
+        np.dtype,
+        np.dtypes.Float32DType,
+        np.dtypes.Float64DType,
+    ]
+
+
+def safe_load(path: Path) -> Any:
+    """The object in a `torch.save` file, on the CPU: tensors, plain containers, numpy arrays and scalars.
+
+    Raises:
+        pickle.UnpicklingError: if the file needs anything else to be run or imported.
+        Exception: in torch's many ways, if the file is not whole.
+    """
+    with torch.serialization.safe_globals(_numpy_globals()):
+        return torch.load(path, map_location="cpu", weights_only=True)
