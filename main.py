@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from adpm.run.assembly import CORE
-from adpm.run.cli import run
-from adpm.run.modes import MODES
+
+def main() -> int:
+    try:  # the imports take seconds, and Ctrl-C may come in any of them
+        from adpm.run.cli import run
+        from adpm.run.core import CORE
+        from adpm.run.modes import MODES
+
+        return run(sys.argv, CORE, MODES)
+    except KeyboardInterrupt:
+        print("\ninterrupted before anything began.", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv, CORE, MODES))
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """Network + process -> Prediction: the time label, what the network predicts, clipping.
 
     eps-prediction: x0 = (x - sigma_t eps) / alpha_t          x0-prediction: eps = (x - alpha_t x0) / sigma_t
+    score-prediction: eps = -sigma_t score, score = grad log q(x_t)
 
 Clipping limits x0 to the data range; the eps that goes with it is then either re-derived from the clipped x0 (the
 published DDPM does) or kept as the network gave it (the published DDIM does).
@@ -71,6 +72,10 @@ def _predicts_x0(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | T
     return out, eps_from_x0(x, out, alpha, sigma)
 
 
+def _predicts_score(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+    return _predicts_eps(x, -sigma * out, alpha, sigma)
+
+
 TimeLabel = Callable[[Array], Array]
 
 
@@ -89,7 +94,7 @@ class Denoiser:
     Args:
         network: (x [B, C, H, W], label [B]) -> [B, C (+ head), H, W]; both arguments come in x's dtype.
         process: the forward process the network was trained for.
-        predicts: "eps" or "x0", a key of PREDICTIONS.
+        predicts: "eps", "x0" or "score", a key of PREDICTIONS.
         time_label: time -> the number the network receives.
         clip: data range (a, b) that x0 is limited to, or None.
         eps_after_clip: "rederive" or "keep", a key of EPS_AFTER_CLIP.
@@ -152,7 +157,7 @@ class Counted:
         return self._denoise(x, t)
 
 
-PREDICTIONS: dict[str, Interpretation] = {"eps": _predicts_eps, "x0": _predicts_x0}
+PREDICTIONS: dict[str, Interpretation] = {"eps": _predicts_eps, "x0": _predicts_x0, "score": _predicts_score}
 
 EPS_AFTER_CLIP: dict[str, Callable[..., Tensor]] = {
     "rederive": lambda x, x0, eps, alpha, sigma: eps_from_x0(x, x0, alpha, sigma),

@@ -46,6 +46,16 @@ class Kernel:
     """gamma_s - gamma_t > 0; +inf when s = 0."""
 
 
+def step_nats(kernel: Kernel, w: Array | float, variance: Array | float) -> Array:
+    """Expected bound term of a step with scalar variance w, nats per dimension.
+
+    1/2 [ lambda2/w - 1 - log(lambda2/w) + gain^2 Var / w ],  Var = E||x_0 - x0_hat(x_t)||^2 / d; eps has to be
+    re-derived from the x_0 that the kernel uses. log1p, because lambda2/w is within rounding of 1 at early steps.
+    """
+    excess = (kernel.lambda2 - w) / w
+    return 0.5 * (excess - np.log1p(excess) + kernel.gain**2 * variance / w)
+
+
 def reverse_kernel(process: Process, t: ArrayLike, s: ArrayLike, eta: float = 1.0) -> Kernel:
     """The kernel from t to s < t.
 

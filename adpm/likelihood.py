@@ -26,7 +26,7 @@ from torch import Tensor
 from adpm.denoiser import Denoise
 from adpm.errors import UserError
 from adpm.gaussian import Covariance
-from adpm.kernel import Kernel, reverse_kernel
+from adpm.kernel import reverse_kernel, step_nats
 from adpm.noise import KeyedNoise
 from adpm.process import Array, Process
 from adpm.variance import Rule
@@ -84,7 +84,7 @@ def first_posterior_variance(process: Process) -> float:
     """tilde-beta(1, 2) = Var[x_1 | x_2, x_0] of the reference grid, the published decoder variance at t = 1."""
     if process.steps < 2:
         raise UserError(
-            "the published decoder needs a process of at least 2 steps; use likelihood.decoder = 'optimal'."
+            "the published decoder needs a process of at least 2 steps; use config.likelihood.decoder = 'optimal'."
         )
     return float(reverse_kernel(process, process.times[2], process.times[1]).lambda2)
 
@@ -174,7 +174,7 @@ def path_terms(
     if times[0] != 0.0 or times[-1] != process.times[-1]:
         raise UserError(f"a bound needs a path from 0 to {process.times[-1]:g}, got {times[0]:g} to {times[-1]:g}.")
     if eta == 0.0:
-        raise UserError("the variational bound is infinite at sampling.eta = 0 (DDIM); use eta in (0, 1].")
+        raise UserError("the variational bound is infinite at config.sampling.eta = 0 (DDIM); use eta in (0, 1].")
     for t, s in zip(times[:0:-1].tolist(), times[-2::-1].tolist(), strict=True):
         eps = noise(t)
         prediction = denoise(float(process.alpha(t)) * x0 + float(process.sigma(t)) * eps, t)
@@ -236,14 +236,8 @@ class Statistics:
         at = [row[float(t)] for t in times[1:]]
         kernel = reverse_kernel(process, times[2:], times[1:-1], eta)
         w = np.broadcast_to(np.asarray(rule(kernel, None).values, dtype=np.float64), kernel.lambda2.shape)
-        steps = scalar_step_nats(kernel, w, self.squared[at[1:]].T / self.dim).T * self.dim
+        steps = step_nats(kernel, w, self.squared[at[1:]].T / self.dim).T * self.dim
         return np.concatenate([self.data[at[0]][None], steps, self.prior[None]])
-
-
-def scalar_step_nats(kernel: Kernel, w: Array, variance: Array) -> Array:
-    """1/2 [ lambda2/w - 1 - log(lambda2/w) + gain^2 Var / w ], nats per dimension, of a scalar variance w."""
-    excess = (kernel.lambda2 - w) / w
-    return 0.5 * (excess - np.log1p(excess) + kernel.gain**2 * variance / w)
 
 
 def measure_statistics(

@@ -272,14 +272,22 @@ class MomentTable:
         Raises:
             UserError: naming the differing entries.
         """
-        there, now = (json.loads(json.dumps(dict(p))) for p in (self.provenance, provenance))  # tuples become lists
+        there, now = (leaves(json.loads(json.dumps(dict(p)))) for p in (self.provenance, provenance))
         changed = [k for k in sorted(now) if now[k] != there.get(k)]
         if changed:
-            told = "; ".join(f"{k}: {there.get(k)!r} there, {now[k]!r} now" for k in changed)
+            told = "; ".join(f"{k}: {there.get(k)!r} there, {now[k]!r} now" for k in changed[:4])
             raise UserError(
                 f"moments file '{path}' belongs to something else ({told}); "
                 "remove it to measure again, or name another in config.moments.file."
             )
+
+
+def leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    out: dict[str, Any] = {}
+    for key, item in value.items():
+        out |= leaves(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {prefix + key: item}
+    return out
 
 
 def _intercept(d: Draws) -> tuple[float, float]:
@@ -297,7 +305,9 @@ def _intercept(d: Draws) -> tuple[float, float]:
 
 
 def _curve(node: Array, values: Array, positive: bool) -> Callable[[Array], Array]:
-    """Interpolate Var_t over -log-SNR."""
+    """Interpolate Var_t over -log-SNR; a single node stands for itself."""
+    if len(node) == 1:
+        return lambda at: np.full_like(at, values[0])
     if positive or np.all(values > 0):
         log_curve = PchipInterpolator(node, np.log(np.maximum(values, _SMALLEST)))
         return lambda at: np.exp(log_curve(at))

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Noise = Callable[[], Tensor]
-"""Called by a solver when, and only when, a step needs standard normal noise of the shape of its state."""
+
+class Noise(Protocol):
+    """Called by a solver when, and only when, a step needs standard normal noise of the shape of its state.
+
+    Different numbers `draw` give independent noise; a step that needs one draw takes number 0.
+    """
+
+    def __call__(self, draw: int = 0) -> Tensor: ...
+
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

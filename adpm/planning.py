@@ -26,7 +26,7 @@ from scipy.optimize import isotonic_regression
 
 from adpm import shortest_path
 from adpm.errors import UserError, lookup
-from adpm.kernel import Kernel, reverse_kernel
+from adpm.kernel import Kernel, reverse_kernel, step_nats
 from adpm.process import Array, Process
 from adpm.shortest_path import Budgets, IntArray, edge_table, monge_violation, path_cost, table_edges
 
@@ -55,12 +55,6 @@ def kl(process: Process, variance: Array, s: IntArray, t: IntArray) -> Array:
 def _kl(log_snr_s: Array, log_snr_t: Array, variance_t: Array) -> Array:
     snr_drop = -np.exp(log_snr_s) * np.expm1(log_snr_t - log_snr_s)
     return 0.5 * np.log1p(snr_drop * variance_t)
-
-
-def bound(kernel: Kernel, variance_t: Array | float, w: Array) -> Array:
-    """1/2 [lambda2/w - 1 + log(w/lambda2) + gain^2 Var_t / w] of a kernel with s >= 1, in nats per dimension."""
-    ratio = kernel.lambda2 / w
-    return 0.5 * (ratio - 1.0 - np.log(ratio) + kernel.gain**2 * variance_t / w)
 
 
 def project_variance(process: Process, variance: ArrayLike, variance_se: ArrayLike | None = None) -> Array:
@@ -172,7 +166,7 @@ def bound_costs(
         w = np.asarray(rule(kernel), dtype=np.float64)
         if not (w > 0).all():
             raise UserError(f"the variance rule gives {w.min():.6g} for steps from t = {times[t]:g}, not above 0.")
-        return bound(kernel, values[t], w)
+        return step_nats(kernel, w, values[t])
 
     table = edge_table(process.steps, column)
     table[0] = first_edges(process, data_term)
@@ -227,16 +221,18 @@ class Planner:
         Raises:
             UserError: if no such path exists, or if the planner was solved for fewer steps.
         """
-        choose = lookup(BUDGETS, budget, "trajectory.budget")
+        choose = lookup(BUDGETS, budget, "config.trajectory.budget")
         last, solved = len(self.costs.table) - 1, len(self.budgets.costs) - 1
         if not 1 <= steps <= last:
-            raise UserError(f"trajectory.steps = {steps} must lie in 1..{last}, the number of reference times.")
+            raise UserError(f"config.trajectory.steps = {steps} must lie in 1..{last}, the number of reference times.")
         if steps > solved:
-            raise UserError(f"trajectory.steps = {steps}, but the planner was solved for up to {solved} steps only.")
+            raise UserError(
+                f"config.trajectory.steps = {steps}, but the planner was solved for up to {solved} steps only."
+            )
         if steps == 1 and last > 1 and np.isinf(self.budgets.costs[1]):
             raise UserError(
-                "trajectory.steps = 1 has no path: without a data term every path goes through the first reference "
-                "time, and the step from there to the data counts; use steps >= 2 or give the data term."
+                "config.trajectory.steps = 1 has no path: without a data term every path goes through the first "
+                "reference time, and the step from there to the data counts; use steps >= 2 or give the data term."
             )
         path = choose(self.budgets, steps)
         planned, raw = path_cost(self.costs.table, path), self.costs.raw(path)
@@ -254,8 +250,8 @@ def _dense(violation: float, tolerance: float) -> str:
 def _divide(violation: float, tolerance: float) -> str:
     if violation > tolerance:
         raise UserError(
-            f"planning.method = 'divide' needs Monge costs, but these violate the condition by {violation:.3g} where "
-            f"{tolerance:.3g} is tolerated; use 'auto' or 'dense', or project the variance."
+            f"config.trajectory.method = 'divide' needs Monge costs, but these violate the condition by "
+            f"{violation:.3g} where {tolerance:.3g} is tolerated; use 'auto' or 'dense', or project the variance."
         )
     return "divide"
 
@@ -273,10 +269,12 @@ def planner(costs: Costs, max_steps: int, method: str = "auto", tolerance: float
         UserError: if the costs are no table of edge costs, if max_steps lies outside 1..N, or if 'divide' is asked
             for costs that break the Monge condition.
     """
-    choose = lookup(PLANNING_METHODS, method, "planning.method")
+    choose = lookup(PLANNING_METHODS, method, "config.trajectory.method")
     edges = table_edges(costs.table)
     if not 1 <= max_steps <= edges.last:
-        raise UserError(f"trajectory.steps = {max_steps} must lie in 1..{edges.last}, the number of reference times.")
+        raise UserError(
+            f"config.trajectory.steps = {max_steps} must lie in 1..{edges.last}, the number of reference times."
+        )
     inner = costs.table[1:]
     scale = np.abs(inner).max(where=np.isfinite(inner), initial=0.0)
     violation = monge_violation(costs.table)

@@ -55,6 +55,15 @@ class Process(ABC):
         """N, the number of reference times after the data."""
         return len(self.times) - 1
 
+    def uniform_times(self, u: ArrayLike) -> Array:
+        """Training times for u in [0, 1): uniform over the reference times (over all times, for an SDE)."""
+        return self.times[1 + np.floor(np.asarray(u, dtype=np.float64) * self.steps).astype(np.int64)]
+
+    def log_snr_times(self, u: ArrayLike) -> Array:
+        """Training times for u in [0, 1): uniform in log-SNR, snapped to reference times (unless an SDE)."""
+        ends = self.log_snr(self.times[[1, -1]])
+        return self.times[self.nearest_index(ends[0] + (ends[1] - ends[0]) * np.asarray(u, dtype=np.float64))]
+
     def nearest_index(self, log_snr: ArrayLike) -> NDArray[np.int64]:
         """Index into `times[1:]` (so 1..N) whose log-SNR is closest to the one asked for."""
         grid = -self.log_snr(self.times[1:])
@@ -79,11 +88,13 @@ class DiscreteProcess(Process):
     def __init__(self, betas: ArrayLike) -> None:
         values = np.asarray(betas, dtype=np.float64)
         if values.ndim != 1 or values.size == 0:
-            raise UserError(f"process.betas must be a list of N >= 1 numbers, got shape {values.shape}.")
+            raise UserError(f"the betas of a process must be a list of N >= 1 numbers, got shape {values.shape}.")
         bad = np.flatnonzero(~((values > 0) & (values < 1)))
         if bad.size:
             n = int(bad[0])
-            raise UserError(f"process.betas must lie in (0, 1), but beta_{n + 1} of {values.size} is {values[n]:.6g}.")
+            raise UserError(
+                f"the betas of a process must lie in (0, 1), but beta_{n + 1} of {values.size} is {values[n]:.6g}."
+            )
         self.betas = values
         self.times = np.arange(values.size + 1, dtype=np.float64)
         # log1p sums keep the small sigma^2 of the first steps to full precision; 1 - prod would not.
@@ -137,19 +148,19 @@ def read_betas(path: str) -> Array:
     """Betas from a file: `.npy`, or text with one number per line."""
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"process.betas_file = '{path}' does not exist; give a .npy or text file with N betas.")
+        raise UserError(f"config.process.betas_file = '{path}' does not exist; give a .npy or text file with N betas.")
     try:
         if not file.stat().st_size:
             raise ValueError("it is empty")
         return np.asarray(np.load(file) if file.suffix == ".npy" else np.loadtxt(file), dtype=np.float64)
     except (ValueError, EOFError) as error:
-        raise UserError(f"process.betas_file = '{path}' cannot be read as numbers: {error}.") from error
+        raise UserError(f"config.process.betas_file = '{path}' cannot be read as numbers: {error}.") from error
 
 
 def _with_steps(betas: Callable[[int], Array]) -> Callable[..., Process]:
     def build(steps: int) -> Process:
         if steps < 1:
-            raise UserError(f"process.steps = {steps} must be at least 1.")
+            raise UserError(f"config.process.steps = {steps} must be at least 1.")
         return DiscreteProcess(betas(steps))
 
     return build
@@ -157,11 +168,15 @@ def _with_steps(betas: Callable[[int], Array]) -> Callable[..., Process]:
 
 def _custom(steps: int, betas_file: str = "") -> Process:
     if not betas_file:
-        raise UserError("process.name = 'custom' needs process.betas_file, a .npy or text file with N betas.")
-    betas = read_betas(betas_file)
+        raise UserError(
+            "config.process.name = 'custom' needs config.process.betas_file, a .npy or text file with N betas."
+        )
+    betas = np.atleast_1d(read_betas(betas_file))
+    if betas.ndim != 1 or betas.size == 0:
+        raise UserError(f"config.process.betas_file = '{betas_file}' holds shape {betas.shape}; a list of N is wanted.")
     if steps and len(betas) != steps:
         raise UserError(
-            f"process.steps = {steps}, but '{betas_file}' holds {len(betas)} betas; set it to 0 or {len(betas)}."
+            f"config.process.steps = {steps}, but '{betas_file}' holds {len(betas)} betas; set it to 0 or {len(betas)}."
         )
     return DiscreteProcess(betas)
 

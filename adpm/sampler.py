@@ -14,7 +14,10 @@ from adpm.process import Array, Process
 from adpm.solver import Solver, Step
 
 StepNoise = Callable[[int], Tensor]
-"""k -> standard normal noise for the k-th step (0 is the start)."""
+"""k -> standard normal noise for the k-th step (0 is the start); draw j of step k has the number k + j MAX_STEPS."""
+
+MAX_STEPS = 1 << 20
+"""Numbers are 32-bit words of a counter: up to 2^20 steps with up to 2^12 draws each."""
 
 
 def walk(denoise: Denoise, solver: Solver, times: Array, x: Tensor, noise: StepNoise) -> Iterator[Step]:
@@ -38,7 +41,7 @@ def walk(denoise: Denoise, solver: Solver, times: Array, x: Tensor, noise: StepN
 
 
 def _lazy(noise: StepNoise, k: int) -> Noise:
-    return lambda: noise(k)
+    return lambda draw=0: noise(k + draw * MAX_STEPS)
 
 
 def keyed(noise: KeyedNoise, samples: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> StepNoise:

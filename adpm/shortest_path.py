@@ -79,26 +79,6 @@ def table_edges(table: ArrayLike) -> Edges:
     )
 
 
-def function_edges(first: Array, cost: Callable[[IntArray, IntArray], Array]) -> Edges:
-    """Edges computed when asked for: no [N+1, N+1] table is held.
-
-    Args:
-        first: [N+1], cost of the edge 0 -> t.
-        cost: index arrays (s, t) that broadcast, 1 <= s < t -> costs.
-    """
-    nodes = np.arange(len(first))
-
-    def block(t: slice, s: slice) -> Array:
-        rows, columns = nodes[t, None], nodes[None, s]
-        # Where s >= t there is no edge; the cost is asked for s = t - 1 instead and not used (t = 1: for s = 1, t = 2).
-        inside = cost(np.clip(columns, 1, np.maximum(rows - 1, 1)), np.maximum(rows, 2))
-        return np.where(columns < rows, inside, np.inf)
-
-    start = np.asarray(first, dtype=np.float64).copy()
-    start[0] = np.inf
-    return Edges(len(nodes) - 1, start, block, cost)
-
-
 Search = Callable[[Array, int], IntArray]
 """(C[k-1, :], k) -> the arg-min s of C[k-1, s] + F[s, t] for t = k..N."""
 

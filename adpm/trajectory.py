@@ -21,13 +21,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adpm.errors import UserError, lookup
 from adpm.planning import Planner
 from adpm.process import Array, Process
 from adpm.shortest_path import IntArray, all_budgets, edge_table, table_edges
+
+Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Request:
     process: Process
     steps: int
     log_snr_range: tuple[float, float] | None = None
-    ms_eps: Callable[[], Array] | None = None
+    ms_eps: Callable[[], Floats] | None = None
     planner: Callable[[], Planner] | None = None
     budget: str = "exactly"
 
@@ -103,7 +107,7 @@ def valid_path(path_of: Callable[[int], IntArray], last: int, steps: int, name: 
         UserError: if K lies outside 1..N, or if the path has not K different steps; names budgets that work.
     """
     if not 1 <= steps <= last:
-        raise UserError(f"trajectory.steps = {steps} must lie in 1..{last}, the number of reference times.")
+        raise UserError(f"config.trajectory.steps = {steps} must lie in 1..{last}, the number of reference times.")
     path = path_of(steps)
     repeats = np.flatnonzero(np.diff(path) <= 0)
     if len(path) == steps + 1 and not repeats.size:
@@ -111,7 +115,7 @@ def valid_path(path_of: Callable[[int], IntArray], last: int, steps: int, name: 
         return path
     fault = f"visits index {path[repeats[0]]} twice" if repeats.size else f"has {len(path) - 1} steps"
     raise UserError(
-        f"trajectory.name = '{name}' with trajectory.steps = {steps} at N = {last} {fault}; "
+        f"config.trajectory.name = '{name}' with config.trajectory.steps = {steps} at N = {last} {fault}; "
         f"use {_working_budgets(path_of, last, steps)}'even' or 'power2', which have a path for 2..{last} steps."
     )
 
@@ -126,7 +130,7 @@ def _working_budgets(path_of: Callable[[int], IntArray], last: int, steps: int) 
     below = next((k for k in range(steps - 1, 1, -1) if works(k)), None)
     above = next((k for k in range(steps + 1, last + 1) if works(k)), None)
     near = " or ".join(str(k) for k in (below, above) if k is not None)
-    return f"trajectory.steps = {near}, or " if near else ""
+    return f"config.trajectory.steps = {near}, or " if near else ""
 
 
 def _from_zero(steps: IntArray) -> IntArray:
@@ -140,7 +144,7 @@ def _fixed(name: str, steps_of: Callable[[int, int], IntArray]) -> Builder:
         last, steps = request.process.steps, request.steps
         if steps == 1 and last > 1:
             raise UserError(
-                f"trajectory.name = '{name}' starts at index 1 and needs trajectory.steps >= 2, got 1; "
+                f"config.trajectory.name = '{name}' starts at index 1 and needs config.trajectory.steps >= 2, got 1; "
                 "for a single step use 'log_snr', or 'least_cost' with a data term."
             )
         return valid_path(lambda k: _from_zero(steps_of(last, k)), last, steps, name)
@@ -158,7 +162,7 @@ def log_snr(request: Request) -> IntArray:
     bottom, top = float(process.log_snr(process.times[-1])), float(process.log_snr(process.times[1]))
     low, high = request.log_snr_range or (bottom, top)
     slack = 1e-4 * max(abs(bottom), abs(top))  # ends read off a message are rounded
-    ends = f"trajectory.log_snr_range = ({low:.6g}, {high:.6g})"
+    ends = f"config.trajectory.log_snr_min, log_snr_max = ({low:.6g}, {high:.6g})"
     if low > high or low < bottom - slack or high > top + slack:
         raise UserError(
             f"{ends} must be low <= high within ({bottom:.6g}, {top:.6g}), the range of the reference times."
@@ -171,7 +175,7 @@ def log_snr(request: Request) -> IntArray:
     first, final = process.nearest_index([high, low])
     if final - first + 1 < steps <= last:
         raise UserError(
-            f"{ends} holds {final - first + 1} reference times, fewer than trajectory.steps = {steps}; "
+            f"{ends} holds {final - first + 1} reference times, fewer than config.trajectory.steps = {steps}; "
             "use fewer steps or a wider range."
         )
     return valid_path(path_of, last, steps, "log_snr")
@@ -185,12 +189,12 @@ def least_cost(request: Request) -> IntArray:
     """
     if request.planner is None:
         raise UserError(
-            "trajectory.name = 'least_cost' needs measured costs: estimate the moments first, or use 'even'."
+            "config.trajectory.name = 'least_cost' needs measured costs: estimate the moments first, or use 'even'."
         )
     return request.planner().plan(request.steps, request.budget).path
 
 
-def published_costs(process: Process, ms_eps: Array, last: int) -> Array:
+def published_costs(process: Process, ms_eps: Floats, last: int) -> Array:
     """F[s, t] = log(1 - forward_variance(s, t)/sigma_t^2 ms_eps[t]) for 1 <= s < t <= last (J of Bao et al. 2022).
 
     forward_variance/sigma_t^2 = 1 - gamma_t/gamma_s, and the sum (1 - ms_eps) + ms_eps gamma_t/gamma_s loses no digits
@@ -208,7 +212,7 @@ def published_costs(process: Process, ms_eps: Array, last: int) -> Array:
     return edge_table(last, column)
 
 
-def split_budget(ms_eps: Array, steps: int) -> tuple[int, int, int]:
+def split_budget(ms_eps: Floats, steps: int) -> tuple[int, int, int]:
     """(K1, N1, K2): K1 steps are planned on 1..N1, K2 are spread evenly over N1..N ("_split" of the public code).
 
     From the first n with ms_eps[n] > 1, which no exact score has, twice as many times as follow count as bad:
@@ -223,8 +227,9 @@ def split_budget(ms_eps: Array, steps: int) -> tuple[int, int, int]:
     end = last - bad
     if end < 1:
         raise UserError(
-            f"trajectory.name = 'published_split' finds ms_eps > 1 from t = {int(above[0]) + 1} of {last} on and takes "
-            "twice as many times for bad, which leaves none to plan on; re-estimate ms_eps, or use 'least_cost'."
+            f"config.trajectory.name = 'published_split' finds ms_eps > 1 from t = {int(above[0]) + 1} of {last} on "
+            "and takes twice as many times for bad, which leaves none to plan on; re-estimate ms_eps, or use "
+            "'least_cost'."
         )
 
     def planned(k: int) -> int:
@@ -234,8 +239,9 @@ def split_budget(ms_eps: Array, steps: int) -> tuple[int, int, int]:
     if planned(steps) < min(2, end):
         enough = next(k for k in range(steps + 1, last + 1) if planned(k) >= min(2, end))
         raise UserError(
-            f"trajectory.name = 'published_split': trajectory.steps = {steps} leaves {planned(steps)} of them to plan "
-            f"and needs two, for the ends 1 and {end}; use trajectory.steps >= {enough}, or 'least_cost'."
+            f"config.trajectory.name = 'published_split': config.trajectory.steps = {steps} leaves {planned(steps)} of "
+            f"them to plan and needs two, for the ends 1 and {end}; use config.trajectory.steps >= {enough}, or "
+            "'least_cost'."
         )
     return planned(steps), end, steps - planned(steps)
 
@@ -250,7 +256,7 @@ def published_split(request: Request) -> IntArray:
     ms_eps = np.zeros(0) if request.ms_eps is None else request.ms_eps()
     if ms_eps.shape != (last + 1,):
         raise UserError(
-            f"trajectory.name = 'published_split' needs ms_eps of N + 1 = {last + 1} numbers, got {ms_eps.size}."
+            f"config.trajectory.name = 'published_split' needs ms_eps of N + 1 = {last + 1} numbers, got {ms_eps.size}."
         )
 
     def path_of(k: int) -> IntArray:
@@ -271,7 +277,7 @@ def trajectory(name: str, request: Request) -> IntArray:
     Raises:
         UserError: if the name is unknown, or as the member says.
     """
-    return lookup(TRAJECTORIES, name, "trajectory.name")(request)
+    return lookup(TRAJECTORIES, name, "config.trajectory.name")(request)
 
 
 FIXED: dict[str, Callable[[int, int], IntArray]] = {

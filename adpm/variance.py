@@ -70,7 +70,9 @@ class Large:
 
     def __call__(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
         if kernel.eta != 1.0:
-            raise UserError(f"rule.name = 'large' goes with sampling.eta = 1 only, got eta = {kernel.eta}.")
+            raise UserError(
+                f"config.rule.name = 'large' goes with config.sampling.eta = 1 only, got eta = {kernel.eta}."
+            )
         return Diagonal(number(kernel.forward_variance))
 
 
@@ -132,14 +134,12 @@ class RuleNeeds:
     Attributes:
         eta: the kernel's eta.
         bounds: whether the model of Cov[x_0 | x_t] is limited.
-        state_bound: ((b - a)/2)^2, the largest variance of one state's values in [a, b].
         average_bound: tr Cov[x_0] / d, which no average over states exceeds; computed when asked.
         variance: Var_t as a function of time by the chosen estimator; computed when asked.
     """
 
     eta: float
     bounds: bool
-    state_bound: float
     average_bound: Callable[[], float]
     variance: Callable[[], Callable[[Array], Array]]
 

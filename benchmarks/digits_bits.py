@@ -21,10 +21,12 @@ from adpm.kernel import Kernel
 from adpm.likelihood import Statistics, bits_per_dim
 from adpm.planning import Costs, bound_costs, kl_costs, planner
 from adpm.process import Array
-from adpm.run.assembly import CORE, Session
+from adpm.run.assembly import Session
 from adpm.run.cli import load_config
+from adpm.run.core import CORE
 from adpm.run.figures import save_figure
-from adpm.run.prepare import data_row_for, moments_for, statistics_for
+from adpm.run.files import digest
+from adpm.run.prepare import data_row_for, moments_for, moments_key, statistics_for
 from adpm.run.shards import read_arrays, save_arrays
 from adpm.trajectory import Request, trajectory
 from adpm.variance import Analytic, Bounded, Large, Rule, Small
@@ -54,7 +56,8 @@ class Bench:
             "analytic, gamma": Bounded(Analytic(curves["gamma"]), self.upper),
             "analytic, residual": Bounded(Analytic(curves["residual"]), self.upper),
         }
-        self.statistics = self._statistics(folder / f"statistics-{decoder}-{images}.npz", images)
+        key = digest([self.session.model_identity, moments_key(self.session), decoder, images, config.seed])
+        self.statistics = self._statistics(folder / f"statistics-{decoder}-{key}.npz", images)
 
     def _statistics(self, path: Path, images: int) -> Statistics:
         session, times = self.session, self.process.times[1:]

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from adpm.noise import KeyedNoise
-from adpm.run.assembly import CORE, Session
+from adpm.run.assembly import Session
 from adpm.run.cli import load_config
+from adpm.run.core import CORE
 from adpm.sampler import keyed, sample
 from adpm.trajectory import Request, trajectory
 from adpm.variance import Analytic

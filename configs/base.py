@@ -44,9 +44,7 @@ def get_config() -> ConfigDict:
     config.network.attention_downsample = placeholder(tuple)  # iddpm (none): down-sampling factors with attention
     config.network.num_heads = placeholder(int)  # iddpm (4): attention heads
     config.network.scale_shift = placeholder(bool)  # iddpm (True): time scales and shifts features, instead of adding
-    config.network.learned_variance = placeholder(
-        bool
-    )  # iddpm (False): twice the outputs, of which sampling uses half
+    config.network.learned_variance = placeholder(bool)  # iddpm (False): twice the outputs, of which sampling uses half
     config.network.pretrained = ""  # weights that are used until this workdir has trained its own
 
     config.denoiser = ConfigDict()
@@ -59,6 +57,7 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.objective = "eps"
+    config.train.times = "uniform"  # uniform | log_snr: how training times are drawn
     config.train.iterations = 10_000
     config.train.batch_size = 128
     config.train.learning_rate = 1e-3
@@ -84,21 +83,20 @@ def get_config() -> ConfigDict:
     config.rule.name = "analytic"  # small | unit | large | analytic
     config.rule.estimator = "residual"  # analytic: residual | gamma | data
     config.rule.bounds = True  # 0 <= Var[x0|x_t] <= Var[x0] (or the data range), share that acts is reported
-    config.rule.cap_levels = (
-        0.0  # cap the noise of the last steps at this many data levels (published: 1 or 2); 0 = off
-    )
+    # cap the noise of the last steps at this many data levels (published: 1 or 2); 0 = off
+    config.rule.cap_levels = 0.0
     config.rule.cap_steps = 1  # how many path elements the cap covers
 
     config.trajectory = ConfigDict()
-    config.trajectory.name = "least_cost"  # even | quadratic | log_snr | least_cost | ...
+    # least_cost | log_snr | even | quadratic | stride | power2 | power3 | power4 | published_split
+    # (the published code's names: "linear", "quad_ddim", "linear_ddim", "power<k>", "dp_seg")
+    config.trajectory.name = "least_cost"
     config.trajectory.steps = 25  # K
     config.trajectory.budget = "exactly"  # exactly | at_most K steps
-    config.trajectory.cost = (
-        "kl"  # least_cost: kl (cost of the optimal covariance) | rule (bound of this config's rule)
-    )
-    config.trajectory.data_term = (
-        False  # least_cost: price the last step to the data (else the path goes through t = 1)
-    )
+    # least_cost: kl (the optimal covariance's cost) | bound (of this rule) | measured (the same, at every time)
+    config.trajectory.cost = "kl"
+    # least_cost: price the last step to the data (else the path goes through t = 1)
+    config.trajectory.data_term = False
     config.trajectory.projection = True  # plan on the monotone projection of the excess precision
     config.trajectory.method = "auto"  # auto | dense | divide
     config.trajectory.log_snr_max = 0.0  # log_snr: the ends of the path; both 0 = whole range

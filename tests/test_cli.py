@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from adpm.run.assembly import CORE
 from adpm.run.cli import load_config, parse, run
+from adpm.run.core import CORE
 from adpm.run.modes import MODES
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +42,8 @@ MISTAKES = {
     "no mode": ([TOY], ["--mode is missing", "likelihood"]),
     "bad mode": ([TOY, "--mode=sampl"], ["'sampl'", "did you mean 'sample'", "likelihood"]),
     "stray argument": ([TOY, "--mode=sample", "extra"], ["stray argument 'extra'"]),
+    "flagfile": ([TOY, "--mode=sample", "--flagfile=x"], ["--flagfile is unknown"]),
+    "two configs": ([TOY, TOY, "--mode=sample"], ["--config is given 2 times"]),
     "unknown flag": ([TOY, "--mode=sample", "--wrkdir=x"], ["--wrkdir", "did you mean 'workdir'"]),
     "unknown field": (
         [TOY, "--mode=sample", "--config.trajectory.stepz=3"],
@@ -93,11 +98,11 @@ MISTAKES = {
     "no weights": (["--config=configs/toy.py:unet", "--mode=sample"], ["there are no weights", "--mode=train"]),
     "missing moments": (
         [TOY, "--mode=sample", "--config.moments.file=no.npz"],
-        ["'no.npz' does not exist"],
+        ["'no.npz' is no file"],
     ),
     "missing ms_eps": (
         [TOY, "--mode=sample", "--config.moments.ms_eps=no.pth"],
-        ["'no.pth' does not exist"],
+        ["'no.pth' is no file"],
     ),
     "missing betas": (
         [TOY, "--mode=sample", "--config.process.name=custom", "--config.process.betas_file=no.npy"],
@@ -128,6 +133,111 @@ def test_a_mistake_is_one_sentence(name, capsys, tmp_path):
     assert set(left) <= {"config.json"} or name == "one step through t = 1"
 
 
+NUMBERS = {
+    "config.train.grad_clip=-1.0": "grad_clip = -1.0",
+    "config.train.learning_rate=inf": "learning_rate = inf",
+    "config.train.warmup=-5": "warmup = -5",
+    "config.train.weight_decay=-1.0": "weight_decay = -1.0",
+    "config.rule.cap_levels=nan": "cap_levels = nan",
+    "config.rule.cap_levels=-2.0": "cap_levels = -2.0",
+    "config.rule.cap_steps=0": "cap_steps = 0",
+    "config.sampling.grid=0": "sampling.grid = 0",
+    "config.seed=-1": "config.seed = -1",
+    "config.network.num_heads=3": "config.network cannot be built",
+    "config.network.num_heads=0": "config.network cannot be built",
+    "config.network.model_channels=33": "config.network",
+    "config.network.dropout=1.5": "config.network cannot be built",
+    "config.network.channel_mult=(1,'a')": "config.network cannot be built",
+    "config.network.num_res_blocks=0": "num_res_blocks = 0",
+}
+
+
+@pytest.mark.parametrize("override", NUMBERS)
+def test_numbers_out_of_range_are_refused_before_work(override, capsys, tmp_path):
+    sentence = refused(
+        capsys, "--config=configs/digits.py", "--mode=train", f"--workdir={tmp_path / 'run'}", f"--{override}"
+    )
+    assert NUMBERS[override] in sentence and not (tmp_path / "run").exists()
+
+
+def test_a_failed_command_does_not_claim_the_workdir(capsys, tmp_path):
+    argv = ["--config=configs/toy.py:unet", f"--workdir={tmp_path}"]
+    assert "no weights" in refused(capsys, *argv, "--mode=sample", "--config.network.model_channels=8")
+    train = [
+        "--mode=train",
+        "--config.train.iterations=1",
+        "--config.train.batch_size=2",
+        "--config.network.num_heads=1",
+    ]
+    assert run(["main.py", *argv, *train], CORE, MODES) == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("--config.process.name=cosine", "process.name: 'linear' there, 'cosine' now"),
+        ("--config.denoiser.predicts=x0", "denoiser.predicts: 'eps' there, 'x0' now"),
+        ("--config.denoiser.time_shift=1", "denoiser.time_shift: 0 there, 1 now"),
+        ("--config.network.num_heads=2", "network.num_heads: 4 there, 2 now"),
+    ],
+)
+def test_weights_of_another_model_are_refused(override, told, capsys, tmp_path):
+    argv = ["--config=configs/digits.py", "--mode=sample", f"--workdir={tmp_path}", override]
+    assert told in refused(capsys, *argv)
+    assert not list(tmp_path.iterdir())
+
+
+def test_moments_of_a_network_that_computes_something_else_are_refused(capsys, tmp_path):
+    """The number of heads changes the function and not the weights; weights of others do not say it."""
+    few = ["--config.moments.draws=6", "--config.moments.times=8"]
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file("pretrained/digits.safetensors"), bare)
+    argv = ["main.py", "--config=configs/digits.py", f"--config.network.pretrained={bare}", *few]
+    assert run([*argv, "--mode=estimate", f"--workdir={tmp_path / 'a'}"], CORE, MODES) == 0
+    (file,) = (tmp_path / "a").glob("moments-*.npz")
+    capsys.readouterr()
+    other = [
+        "--mode=sample",
+        f"--workdir={tmp_path / 'b'}",
+        f"--config.moments.file={file}",
+        "--config.network.num_heads=2",
+    ]
+    assert "num_heads" in refused(capsys, *argv[1:], *other)
+
+
+def test_a_path_that_no_bound_can_use_is_refused_first(capsys, tmp_path):
+    argv = [TOY, "--mode=likelihood", f"--workdir={tmp_path}", "--config.trajectory.name=quadratic"]
+    assert "starts at t = 801" in refused(capsys, *argv)
+    assert not (tmp_path / "likelihood").exists() and not list(tmp_path.glob("moments*"))
+
+
+def test_a_process_of_one_step(tmp_path):
+    np.savetxt(tmp_path / "betas.txt", [0.5])
+    betas = ["--config.process.name=custom", f"--config.process.betas_file={tmp_path / 'betas.txt'}"]
+    argv = ["main.py", TOY, "--mode=likelihood", f"--workdir={tmp_path}", "--config.process.steps=1", *betas]
+    assert run([*argv, "--config.trajectory.steps=1"], CORE, MODES) == 0
+
+
+def test_betas_files_of_the_wrong_shape(capsys, tmp_path):
+    np.save(tmp_path / "betas.npy", np.full((2, 5), 0.1))
+    betas = ["--config.process.name=custom", f"--config.process.betas_file={tmp_path / 'betas.npy'}"]
+    assert "shape (2, 5)" in refused(capsys, TOY, "--mode=sample", f"--workdir={tmp_path}", *betas)
+
+
+def test_ctrl_c_while_python_is_still_importing(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "main.py", TOY, "--mode=sample", f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
+
+
 def test_device_cuda_without_a_gpu(capsys, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
@@ -139,6 +249,8 @@ def test_config_files_that_fail(capsys, tmp_path):
         "raise ValueError('broken')": "ValueError: broken",
         "x = 1": "no function get_config",
         "def (": "SyntaxError",
+        "def get_config(): return {}['a']": "KeyError: 'a'",
+        "def get_config(): return None": "must return a ConfigDict, got NoneType",
     }
     for text, told in cases.items():
         (tmp_path / "bad.py").write_text(text)
@@ -165,7 +277,7 @@ def test_workdir_of_another_config(capsys, tmp_path):
 
 def test_damaged_workdir_config(capsys, tmp_path):
     (tmp_path / "config.json").write_text("{")
-    assert "not readable JSON" in refused(capsys, TOY, "--mode=sample", f"--workdir={tmp_path}")
+    assert "is not the JSON of a config" in refused(capsys, TOY, "--mode=sample", f"--workdir={tmp_path}")
 
 
 def test_overrides_reach_the_config_and_it_is_locked():

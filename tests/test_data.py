@@ -9,8 +9,9 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from adpm.errors import UserError
-from adpm.run.assembly import CORE, Session
+from adpm.run.assembly import Session
 from adpm.run.cli import load_config
+from adpm.run.core import CORE
 from adpm.run.data import DATA_SETS, DataSet
 from adpm.run.report import image_grid, save_png
 

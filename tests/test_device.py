@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from adpm.run.assembly import CORE, Session
+from adpm.run.assembly import Session
 from adpm.run.cli import load_config
+from adpm.run.core import CORE
 from adpm.run.device import inference, resolve_device, runnable
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from torch import Tensor
 from adpm.denoiser import Denoiser
 from adpm.errors import UserError
 from adpm.gaussian import Diagonal
-from adpm.kernel import reverse_kernel
+from adpm.kernel import reverse_kernel, step_nats
 from adpm.likelihood import (
     DECODERS,
     Decoder,
@@ -27,7 +27,6 @@ from adpm.likelihood import (
     measure_statistics,
     path_terms,
     prior_nats,
-    scalar_step_nats,
 )
 from adpm.process import Array, DiscreteProcess, Process
 from adpm.variance import Large, Rule, Small
@@ -173,7 +172,7 @@ def table_costs(p: Process, statistics: Statistics, rule: Rule) -> Array:
     s, t = s + 1, t + 1
     kernel = reverse_kernel(p, t, s)
     w = np.broadcast_to(rule(kernel, None).values, t.shape)
-    cost[s, t] = scalar_step_nats(kernel, w, statistics.variance()[t - 1]) * statistics.dim
+    cost[s, t] = step_nats(kernel, w, statistics.variance()[t - 1]) * statistics.dim
     return cost
 
 
@@ -243,5 +242,5 @@ def test_statistics_give_the_terms_of_any_path(elbo: Golden, kind: str, times: A
 def test_ddim_has_no_bound(elbo: Golden) -> None:
     p, x0 = process("linear_100"), torch.as_tensor(elbo["x0"])
     noise = noise_at(p.times, elbo["noise__K100"])
-    with pytest.raises(UserError, match=r"infinite at sampling\.eta = 0 \(DDIM\)"):
+    with pytest.raises(UserError, match=r"infinite at config\.sampling\.eta = 0 \(DDIM\)"):
         next(path_terms(denoiser(p, "eps"), p, Small(), decoder("published", p), BYTES, p.times, x0, noise, 0.0))

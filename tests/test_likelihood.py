@@ -18,7 +18,7 @@ from adpm import ideal
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
 from adpm.gaussian import Covariance, Diagonal
-from adpm.kernel import Kernel, reverse_kernel
+from adpm.kernel import Kernel, reverse_kernel, step_nats
 from adpm.likelihood import (
     DECODERS,
     Decoder,
@@ -31,7 +31,6 @@ from adpm.likelihood import (
     measure_statistics,
     path_terms,
     prior_nats,
-    scalar_step_nats,
 )
 from adpm.process import PROCESSES, Array, DiscreteProcess, Process
 from adpm.variance import Analytic, PosteriorRule, Rule, Unit
@@ -207,10 +206,10 @@ def test_the_minimum_of_a_step_is_the_log_of_the_snr_drop():
     t, s = process.times[[2, 10, 300, 1000, 1000]], process.times[[1, 9, 100, 999, 1]]
     variance = np.array([1e-4, 1e-3, 0.1, 0.3, 0.3])
     kernel = reverse_kernel(process, t, s)
-    best = scalar_step_nats(kernel, kernel.lambda2 + kernel.gain**2 * variance, variance)
+    best = step_nats(kernel, kernel.lambda2 + kernel.gain**2 * variance, variance)
     np.testing.assert_allclose(best, 0.5 * np.log1p(kernel.snr_drop * variance), rtol=1e-9)
     for factor in (0.9, 1.1):
-        assert (scalar_step_nats(kernel, kernel.lambda2 + factor * kernel.gain**2 * variance, variance) > best).all()
+        assert (step_nats(kernel, kernel.lambda2 + factor * kernel.gain**2 * variance, variance) > best).all()
 
 
 def test_on_gaussian_data_every_path_costs_the_i_mmse_integral():
@@ -310,7 +309,7 @@ def test_impossible_requests_are_refused_in_words():
     denoise = ideal.IdealDenoiser(ideal.gaussian(MEAN, VARIANCE, SHAPE), process)
     noise: NoiseAt = lambda t: torch.zeros(2, *SHAPE).double()  # noqa: E731
     terms = path_terms(denoise, process, Unit(), lambda t: 1.0, CONTINUOUS, process.times, images(2), noise, eta=0.0)
-    with pytest.raises(UserError, match=r"infinite at sampling.eta = 0 .*use eta in \(0, 1\]"):
+    with pytest.raises(UserError, match=r"infinite at config.sampling.eta = 0 .*use eta in \(0, 1\]"):
         next(terms)
     for path in ([0, 5], [1, 10]):
         times = process.times[path]
@@ -319,5 +318,5 @@ def test_impossible_requests_are_refused_in_words():
             next(terms)
     with pytest.raises(UserError, match="decoder variance must be positive, got -0.1"):
         decoder_nats(images(2), images(2), -0.1, CONTINUOUS)
-    with pytest.raises(UserError, match="at least 2 steps; use likelihood.decoder = 'optimal'"):
+    with pytest.raises(UserError, match="at least 2 steps; use config.likelihood.decoder = 'optimal'"):
         DECODERS["published"](DecoderNeeds(DiscreteProcess([0.1]), lambda: true_variance(process)))

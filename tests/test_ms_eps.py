@@ -13,8 +13,9 @@ import torch
 
 from adpm.errors import UserError
 from adpm.moments import COLUMNS, GAMMA, Draws, MomentTable
-from adpm.ms_eps import read_ms_eps, table_of_gamma, write_ms_eps
-from adpm.process import Process
+from adpm.ms_eps import read_array, read_ms_eps, table_of_gamma, write_ms_eps
+from adpm.process import DiscreteProcess, Process, linear_betas
+from adpm.trajectory import Request, trajectory
 from adpm.variance import Analytic
 from tests.goldens import DATA, golden, process
 
@@ -53,7 +54,7 @@ def test_only_gamma_is_known() -> None:
     [
         ("ms_eps_bad_length.pth", "linear_1000", r"shape \(1000,\), but a process of N = 1000 steps needs \(1001,\)"),
         ("ms_eps_numpy2.pth", "linear_100", r"shape \(1001,\), but a process of N = 100 steps needs \(101,\)"),
-        ("nowhere.pth", "linear_1000", "does not exist"),
+        ("nowhere.pth", "linear_1000", "is no file"),
         ("formats_manifest.json", "linear_1000", "is not a saved array of numbers"),
         ("plain_iddpm_head.pth", "linear_1000", "is not a saved array of numbers"),
     ],
@@ -111,3 +112,21 @@ def test_sparse_moments_are_interpolated_to_every_step(tmp_path: Path) -> None:
     draws = tuple(Draws(1, np.where(np.arange(len(COLUMNS)) == GAMMA, g, np.nan), nan) for g in exact[chosen - 1])
     write_ms_eps(path, MomentTable(p.times[chosen], draws, float("nan"), {}), p)
     np.testing.assert_allclose(gamma(read_ms_eps(path, p)), exact, atol=2e-3)
+
+
+def test_published_paths_come_from_published_files(tmp_path: Path) -> None:
+    """float32 files give the published "dp_seg" paths, which float64 copies of the same numbers do not."""
+    stored = golden("trajectories")
+    file = tmp_path / "ms_eps.pth"
+    torch.save(stored["ms_eps__A32"].astype(np.float32), file)
+    p = DiscreteProcess(linear_betas(1000))
+    array = read_array(file, p)
+    assert array.dtype == np.float32
+    moved = 0
+    for steps in (10, 25, 50, 100, 200):
+        published = stored[f"dpseg__A32__K{steps}"]
+        ours = trajectory("published_split", Request(p, steps, ms_eps=lambda: array))[1:]
+        double = trajectory("published_split", Request(p, steps, ms_eps=lambda: array.astype(np.float64)))[1:]
+        np.testing.assert_array_equal(ours, published)
+        moved += int((double != published).sum())
+    assert moved > 0

@@ -8,13 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adpm.errors import UserError
-from adpm.kernel import reverse_kernel
+from adpm.kernel import reverse_kernel, step_nats
 from adpm.planning import (
     BUDGETS,
     MONGE_TOLERANCE,
     PLANNING_METHODS,
     Planner,
-    bound,
     bound_costs,
     kl,
     kl_costs,
@@ -98,10 +97,10 @@ def test_kl_is_the_bound_at_its_minimum(schedule: str) -> None:
     for eta in (0.2, 1.0):
         kernel = reverse_kernel(p, t, s, eta)
         best = kernel.lambda2 + kernel.gain**2 * variance[t]
-        least = bound(kernel, variance[t], best)
+        least = step_nats(kernel, best, variance[t])
         np.testing.assert_allclose(least, 0.5 * np.log1p(kernel.gain**2 * variance[t] / kernel.lambda2), atol=1e-14)
         for factor in (0.3, 0.99, 1.01, 4.0):
-            assert (bound(kernel, variance[t], factor * best) > least).all()
+            assert (step_nats(kernel, factor * best, variance[t]) > least).all()
     np.testing.assert_allclose(kl(p, variance, s, t), least, atol=1e-14)
     assert rel(kl(p, variance, s, t), 0.5 * np.log1p(kernel.snr_drop * variance[t])) < 1e-13
 
@@ -123,7 +122,7 @@ def test_watson_w5_monte_carlo(watson: Golden) -> None:
     for name, rule in scalar_rules(variance).items():
         w, squared = rule(kernel), ((mean(x0) - mean(x0_hat)) ** 2).sum(axis=1)
         terms = 0.5 * (D * (kernel.lambda2 / w - 1 + np.log(w / kernel.lambda2)) + squared / w)
-        exact = D * bound(kernel, variance[t], w)
+        exact = D * step_nats(kernel, w, variance[t])
         assert abs(terms.mean() - exact) < 3 * terms.std() / samples**0.5
         if name == "small":
             assert exact == pytest.approx(0.7750, abs=5e-5)

@@ -143,7 +143,7 @@ def test_missing_betas_file_is_refused_by_name(tmp_path: Path) -> None:
     ],
 )
 def test_bad_betas_are_refused_in_words(betas: list, told: str) -> None:
-    with pytest.raises(UserError, match=r"process\.betas must " + told):
+    with pytest.raises(UserError, match=r"the betas of a process must " + told):
         DiscreteProcess(betas)
 
 
@@ -152,7 +152,7 @@ def test_bad_requests_are_refused_in_words() -> None:
         PROCESSES["linear"](0)
     with pytest.raises(UserError, match=r"beta_20 of 20 is 1"):  # 20/N: the linear schedule needs N > 20
         PROCESSES["linear"](20)
-    with pytest.raises(UserError, match=r"'custom' needs process\.betas_file"):
+    with pytest.raises(UserError, match=r"'custom' needs config\.process\.betas_file"):
         PROCESSES["custom"](100)
 
 

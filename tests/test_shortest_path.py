@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 
 from adpm.errors import UserError
 from adpm.shortest_path import (
-    METHODS,
     all_budgets,
     dense,
     divide,
     edge_table,
-    function_edges,
     monge_violation,
     path_cost,
     table_edges,
@@ -167,20 +165,6 @@ def test_watson_w1(watson: Golden, last: int) -> None:
     for k in range(1, last + 1):
         assert budgets.costs[k] == pytest.approx(brute_force(table, k), abs=1e-12)
         np.testing.assert_array_equal(budgets.path(k), watson[f"rand{last}_path{k}"])
-
-
-@UNHURRIED
-@given(monge_tables(largest=9), st.sampled_from(sorted(METHODS)))
-def test_costs_may_be_a_function(table, method: str) -> None:
-    """The function is asked for edges 1 <= s < t only, and gives what its table gives."""
-
-    def cost(s, t):
-        assert (s >= 1).all() and (s < t).all() and (t < max(len(table), 3)).all()
-        return np.where(t < len(table), table[s, np.minimum(t, len(table) - 1)], 0.0)
-
-    edges = function_edges(table[0], cost)
-    found = all_budgets(edges, edges.last, METHODS[method])
-    np.testing.assert_array_equal(found.costs, all_budgets(table_edges(table), edges.last, METHODS[method]).costs)
 
 
 @UNHURRIED

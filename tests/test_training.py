@@ -17,12 +17,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from adpm.errors import UserError
 from adpm.ideal import IdealDenoiser
-from adpm.run.assembly import CORE, Session
+from adpm.process import PROCESSES
+from adpm.run.assembly import Session
 from adpm.run.cli import load_config, run
+from adpm.run.core import CORE
 from adpm.run.data import toy
 from adpm.run.modes import MODES
 from adpm.run.modes.train import make_trainer
-from adpm.run.training import TrainOptions, batch_indices, eps_matching, stratified_steps
+from adpm.run.training import TIMES, TrainOptions, batch_indices, eps_matching, stratified
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -141,11 +143,21 @@ def test_every_epoch_visits_every_image_once():
 
 
 def test_times_are_uniform_and_stratified():
-    steps = np.stack([stratified_steps(0, i, 50, 1000) for i in range(2000)])
+    process = PROCESSES["linear"](1000)
+    steps = np.stack([TIMES["uniform"](process, stratified(0, i, 50)) for i in range(2000)]).astype(int)
     assert steps.min() == 1 and steps.max() == 1000
     assert np.all(np.diff(np.sort(steps, axis=1), axis=1) <= 40), "one per stratum of 20"
     counts = np.bincount(steps.ravel(), minlength=1001)[1:]
     assert abs(counts - 100).max() < 6 * 10, "100 expected, Poisson-like spread 10"
+
+
+def test_times_can_be_uniform_in_log_snr():
+    """As many times in each half of the log-SNR range, to the width of a reference step."""
+    process = PROCESSES["linear"](1000)
+    log_snr = process.log_snr(TIMES["log_snr"](process, stratified(0, 0, 5000)))
+    ends = process.log_snr(process.times[[1, -1]])
+    edges = np.linspace(ends[1], ends[0], 5)
+    assert np.allclose(np.histogram(log_snr, edges)[0] / 5000, 0.25, atol=0.02)
 
 
 def test_eps_matching_is_a_mean_over_elements():

@@ -66,7 +66,7 @@ def test_a_path_or_a_refusal_in_words(name: str, last: int) -> None:
             assert path.dtype == np.int64 and path.shape == (steps + 1,)
             assert path[0] == 0 and path[-1] <= last and (np.diff(path) > 0).all()
         else:
-            with pytest.raises(UserError, match=rf"trajectory.steps = {steps} must lie in 1\.\.{last}"):
+            with pytest.raises(UserError, match=rf"config.trajectory.steps = {steps} must lie in 1\.\.{last}"):
                 trajectory(name, request)
     assert paths >= min(last, 4) // 2 + (last == 1)
 
@@ -96,7 +96,7 @@ def test_alternatives_named_by_a_refusal_work() -> None:
     for name, last, steps in (("quadratic", 1000, 30), ("stride", 1000, 7), ("stride", 1000, 400)):
         with pytest.raises(UserError) as refusal:
             trajectory(name, asked(last, steps))
-        near = re.search(r"use trajectory\.steps = (\d+)(?: or (\d+))?, or 'even'", str(refusal.value))
+        near = re.search(r"use config\.trajectory\.steps = (\d+)(?: or (\d+))?, or 'even'", str(refusal.value))
         assert near is not None
         for alternative in filter(None, near.groups()):
             assert len(trajectory(name, asked(last, int(alternative)))) == int(alternative) + 1
@@ -110,7 +110,7 @@ def test_quadratic_says_that_it_repeats(steps: int) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UserError, match="trajectory.name = 'quadratc' is unknown .did you mean 'quadratic'"):
+    with pytest.raises(UserError, match="config.trajectory.name = 'quadratc' is unknown .did you mean 'quadratic'"):
         trajectory("quadratc", asked(30, 5))
 
 
@@ -144,9 +144,9 @@ def test_published_failures_are_refused_in_words(stored: Golden) -> None:
     fixed = [(typ, int(last[2:]), int(steps[2:])) for typ, last, steps in failures if typ in PUBLISHED_NAMES]
     assert len(fixed) == 4 and len(failures) == 5
     for typ, last, steps in fixed:
-        with pytest.raises(UserError, match="use trajectory.steps = "):
+        with pytest.raises(UserError, match="use config.trajectory.steps = "):
             trajectory(PUBLISHED_NAMES[typ], Request(DiscreteProcess(np.full(last, 0.01)), steps))
-    with pytest.raises(UserError, match="steps = 2 leaves 1 of them to plan.*use trajectory.steps >= 3"):
+    with pytest.raises(UserError, match="steps = 2 leaves 1 of them to plan.*use config.trajectory.steps >= 3"):
         trajectory("published_split", Request(process("linear_1000"), 2, ms_eps=lambda: stored["ms_eps__C"]))
 
 
@@ -186,7 +186,9 @@ def test_log_snr_has_a_path_for_every_budget_between_its_ends(betas) -> None:
 
 @pytest.mark.parametrize("ends", [(4.0, -6.0), (-600.0, 0.0), (0.0, 600.0)])
 def test_log_snr_ends_outside_the_process(ends) -> None:
-    with pytest.raises(UserError, match=r"trajectory.log_snr_range = \(-?\d+, -?\d+\) must be low <= high within \("):
+    with pytest.raises(
+        UserError, match=r"trajectory.log_snr_min, log_snr_max = \(-?\d+, -?\d+\) must be low <= high within \("
+    ):
         trajectory("log_snr", Request(DiscreteProcess(cosine_betas(400)), 5, log_snr_range=ends))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,18 +23,17 @@ from adpm import variance
 from adpm.denoiser import EPS_AFTER_CLIP, PREDICTIONS, Denoise, Denoiser, index_label
 from adpm.errors import UserError, lookup
 from adpm.ideal import IdealDenoiser
-from adpm.likelihood import DECODERS, Decoder, DecoderNeeds, Levels
+from adpm.likelihood import Decoder, DecoderNeeds, Levels
 from adpm.moments import ESTIMATORS, Source
-from adpm.nn import NETWORKS
-from adpm.nn.checkpoint import load_weights, read_weights, weights_hash
-from adpm.planning import BUDGETS, PLANNING_METHODS
-from adpm.process import PROCESSES, Array, Process
-from adpm.run.data import DATA_SETS, DataSet
+from adpm.nn.checkpoint import load_weights, read_header, read_weights, weights_hash
+from adpm.planning import BUDGETS, PLANNING_METHODS, Costs
+from adpm.process import Array, Process
+from adpm.run.data import DataSet
 from adpm.run.device import PRECISIONS, resolve_device, runnable
-from adpm.run.files import claim_workdir, digest
-from adpm.run.training import OBJECTIVES, SCHEDULES, Objective, TrainOptions
-from adpm.solver import SOLVERS, Solver
-from adpm.trajectory import TRAJECTORIES, Builder
+from adpm.run.files import MODEL, TIME_LABEL, check_writable, claim_workdir, differences, digest, identity
+from adpm.run.training import SCHEDULES, TIMES, Objective, TrainOptions
+from adpm.solver import Solver
+from adpm.trajectory import Builder
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Tables:
     rules: Mapping[str, Callable[[variance.RuleNeeds], variance.Rule]] = field(default_factory=dict)
     solvers: Mapping[str, Callable[..., Solver]] = field(default_factory=dict)
     trajectories: Mapping[str, Builder] = field(default_factory=dict)
+    costs: Mapping[str, Callable[[Session], Costs]] = field(default_factory=dict)
     decoders: Mapping[str, Callable[[DecoderNeeds], Decoder]] = field(default_factory=dict)
 
     def merged(self, other: Tables) -> Tables:
@@ -90,8 +91,24 @@ class Tables:
 
 NOT_FOR_BUILDERS = {"pretrained"}
 
-# config.trajectory.cost -> plan on the bound of the config's own rule (else on the optimal covariance's)
-PLAN_ON = {"kl": False, "rule": True}
+# The least value of each number that has one.
+LEAST = {
+    "seed": 0,
+    "moments.times": 0,
+    "moments.draws": 6,
+    "moments.batch_size": 1,
+    "rule.cap_levels": 0.0,
+    "rule.cap_steps": 1,
+    "trajectory.steps": 1,
+    "sampling.samples": 1,
+    "sampling.batch_size": 1,
+    "sampling.grid": 1,
+    "likelihood.batch_size": 1,
+    "likelihood.images": 0,
+    "denoiser.time_scale": 0.0,
+    "network.model_channels": 1,
+    "network.num_res_blocks": 1,
+}
 
 
 def build(table: Mapping[str, Callable[..., Any]], config: ConfigDict, section: str, *first: Any) -> Any:
@@ -114,7 +131,13 @@ def build(table: Mapping[str, Callable[..., Any]], config: ConfigDict, section: 
                 f"config.{section}.{key} = {value!r} does not go with config.{section}.name = '{name}', "
                 f"which takes: {takes}."
             )
-    return member(*first, **options)
+    try:
+        return member(*first, **options)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor says about numbers it cannot use
+        told = ", ".join(f"{key} = {value!r}" for key, value in options.items())
+        raise UserError(f"config.{section} cannot be built from {told}: {type(error).__name__}: {error}.") from error
 
 
 class Session:
@@ -123,8 +146,9 @@ class Session:
     def __init__(self, config: ConfigDict, workdir: Path, tables: Tables) -> None:
         self.config, self.workdir, self.tables = config, workdir, tables
         self.device = resolve_device(config.device)
+        self.used_moments = False  # whether a rule or path asked for moments; provenance names them only then
         self._check()
-        claim_workdir(workdir, config.to_dict())
+        check_writable(workdir)
 
     def _check(self) -> None:
         """Refuse unknown names, ranges and combinations that cannot work, before anything is written."""
@@ -142,41 +166,49 @@ class Session:
             (tables.solvers, "sampling", "solver"),
             (tables.decoders, "likelihood", "decoder"),
             (tables.trajectories, "trajectory", "name"),
-            (PLAN_ON, "trajectory", "cost"),
+            (tables.costs, "trajectory", "cost"),
             (BUDGETS, "trajectory", "budget"),
             (PLANNING_METHODS, "trajectory", "method"),
             (SCHEDULES, "train", "schedule"),
+            (TIMES, "train", "times"),
         ):
             lookup(table, config[section][name], f"config.{section}.{name}")
         lookup(PRECISIONS, config.precision, "config.precision")
-        for section, name, least in (
-            ("moments", "draws", 6),
-            ("moments", "batch_size", 1),
-            ("sampling", "samples", 1),
-            ("sampling", "batch_size", 1),
-            ("likelihood", "batch_size", 1),
-            ("likelihood", "images", 0),
-            ("trajectory", "steps", 1),
-        ):
-            if config[section][name] < least:
-                raise UserError(f"config.{section}.{name} = {config[section][name]} must be at least {least}.")
+        for name, least in LEAST.items():
+            section, _, key = name.rpartition(".")
+            value = (config[section] if section else config)[key]
+            if not least <= value < math.inf:
+                raise UserError(f"config.{name} = {value} must be a number of at least {least}.")
+        if config.seed >= 2**31:
+            raise UserError(f"config.seed = {config.seed} must be below 2^31.")
         if not 0.0 <= config.sampling.eta <= 1.0:
             raise UserError(f"config.sampling.eta = {config.sampling.eta} must lie in [0, 1]: 1 is DDPM, 0 is DDIM.")
-        if config.trajectory.steps > self.process.steps:
-            raise UserError(
-                f"config.trajectory.steps = {config.trajectory.steps} is longer than the process "
-                f"(config.process.steps = {self.process.steps}); use at most that many."
-            )
+        _ = self.process, self.data
+        if tables.denoisers[config.denoiser.name].trainable:
+            self._check_network()
         if config.rule.cap_levels and not self.data.levels:
             raise UserError(f"config.rule.cap_levels = {config.rule.cap_levels} needs data with levels; set it to 0.")
         for name in ("file", "ms_eps"):
             if config.moments[name] and not Path(config.moments[name]).is_file():
-                raise UserError(f"config.moments.{name} = '{config.moments[name]}' does not exist.")
+                raise UserError(f"config.moments.{name} = '{config.moments[name]}' is no file.")
         if config.moments.file and config.moments.ms_eps:
             raise UserError("config.moments.file and config.moments.ms_eps both name moments; set one of them.")
         _ = self.train_options
         needs = dataclasses.replace(self.rule_needs(lambda: lambda t: t), average_bound=lambda: 1.0)
         self.tables.rules[config.rule.name](needs)  # refuses, for example, large with eta < 1
+
+    def _check_network(self) -> None:
+        """Build the network and call it without memory or arithmetic, so that what cannot work is refused now."""
+        with torch.device("meta"):
+            network = self.network()
+            try:
+                network(torch.zeros(1, *self.data.shape), torch.zeros(1))
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(
+                    f"config.network cannot be built: its layers do not fit each other ({error})."
+                ) from error
 
     @cached_property
     def process(self) -> Process:
@@ -199,8 +231,10 @@ class Session:
 
     @cached_property
     def model(self) -> Model:
-        """The denoiser that the config names."""
-        return self.tables.denoisers[self.config.denoiser.name].build(self)
+        """The denoiser that the config names; from then on the workdir belongs to it."""
+        model = self.tables.denoisers[self.config.denoiser.name].build(self)
+        claim_workdir(self.workdir, self.config.to_dict(), MODEL)
+        return model
 
     def network(self) -> nn.Module:
         """A freshly initialised network, a function of config.seed."""
@@ -251,11 +285,9 @@ class Session:
 
     def rule_needs(self, make_variance: Callable[[], Callable[[Any], Any]]) -> variance.RuleNeeds:
         """What the variance rule may ask for; `make_variance` gives Var_t when it does."""
-        high, low = (self.data.high, self.data.low) if self.data.levels else (float("inf"), float("-inf"))
         return variance.RuleNeeds(
             eta=self.config.sampling.eta,
             bounds=self.config.rule.bounds,
-            state_bound=((high - low) / 2) ** 2,
             average_bound=lambda: self.source("train").variance,
             variance=make_variance,
         )
@@ -287,18 +319,37 @@ def _network_model(session: Session) -> Model:
     """
     own = session.workdir / "weights.safetensors"
     pretrained = session.config.network.pretrained
-    candidates = [own, *([Path(pretrained)] if pretrained else [])]
-    found = next((path for path in candidates if path.exists()), None)
-    if found is None:
-        looked = " nor ".join(f"'{path}'" for path in candidates)
-        raise UserError(f"there are no weights at {looked}; train them with --mode=train, same --config and --workdir.")
+    if pretrained and not own.exists() and not Path(pretrained).exists():
+        raise UserError(
+            f"config.network.pretrained = '{pretrained}' does not exist, and there are no weights at '{own}' either; "
+            "correct the path, or train with --mode=train, same --config and --workdir."
+        )
+    found = own if own.exists() or not pretrained else Path(pretrained)
+    if not found.exists():
+        raise UserError(f"there are no weights at '{found}'; train them: --mode=train, same --config and --workdir.")
+    header = present(identity(read_header(found).get("config", {}), FUNCTION))
+    if told := differences(header, present(identity(session.config.to_dict(), FUNCTION))):
+        raise UserError(f"weights '{found}' were trained for another model ({told}); change config or weights.")
     network = session.network()
     load_weights(network, read_weights(found), str(found))
     network.eval().requires_grad_(False)
     section = session.config.denoiser.to_dict()
-    return Model(
-        session.denoiser(network, clip=section["clip"]), {"weights": weights_hash(network), **section}, str(found)
-    )
+    facts = {
+        "weights": weights_hash(network),
+        **section,
+        "network": present(identity(session.config.to_dict(), ("network",))),
+    }
+    return Model(session.denoiser(network, clip=section["clip"]), facts, str(found))
+
+
+# What the function that a network computes depends on, besides its weights.
+FUNCTION = ("data.name", "process", "network", "denoiser.name", "denoiser.predicts", *TIME_LABEL)
+UNUSED = {"network.dropout"}
+
+
+def present(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that are set and that evaluation depends on."""
+    return {name: value for name, value in fields.items() if value not in (None, "") and name not in UNUSED}
 
 
 def _ideal_model(session: Session) -> Model:
@@ -307,6 +358,8 @@ def _ideal_model(session: Session) -> Model:
         raise UserError(
             f"config.denoiser.name = 'ideal' needs data with known truth, not '{session.data.name}'; use toy."
         )
+    if session.config.denoiser.clip:
+        raise UserError("config.denoiser.name = 'ideal' is exact and clips nothing; set config.denoiser.clip = False.")
     return Model(IdealDenoiser(session.data.truth, session.process), {"weights": "ideal"}, "the exact denoiser")
 
 
@@ -314,15 +367,3 @@ DENOISERS: dict[str, DenoiserKind] = {
     "network": DenoiserKind(_network_model, trainable=True),
     "ideal": DenoiserKind(_ideal_model, trainable=False),
 }
-
-CORE = Tables(
-    data_sets=DATA_SETS,
-    processes=PROCESSES,
-    networks=NETWORKS,
-    denoisers=DENOISERS,
-    objectives=OBJECTIVES,
-    rules=variance.RULES,
-    solvers=SOLVERS,
-    trajectories=TRAJECTORIES,
-    decoders=DECODERS,
-)

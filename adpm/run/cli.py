@@ -49,6 +49,9 @@ def parse(argv: Sequence[str], modes: Mapping[str, Mode]) -> tuple[ConfigDict, s
     Raises:
         UserError: for anything that absl or ml_collections refuses, said in one sentence.
     """
+    for argument in argv[1:]:
+        if argument.lstrip("-").partition("=")[0] in ("flagfile", "undefok"):
+            raise UserError(f"{argument.partition('=')[0]} is unknown; see --help.")
     source = _source(argv)
     path, _, variant = source.partition(":")
     fields = _fields(load_config(path, variant))
@@ -89,22 +92,30 @@ def load_config(path: str, variant: str = "") -> ConfigDict:
         told = f"; there: {', '.join(there)}" if there else ""
         raise UserError(f"--config = '{path}' is no file{nearest(path, there)}{told}.")
     try:
-        get_config = runpy.run_path(path)["get_config"]
-        return get_config(variant) if variant else get_config()
+        get_config = runpy.run_path(path).get("get_config")
+        config = None if get_config is None else get_config(variant) if variant else get_config()
     except UserError:
         raise
-    except KeyError as error:
-        raise UserError(f"--config = '{path}' has no function get_config.") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--config = '{path}' cannot be run: {type(error).__name__}: {error}.") from error
+    if get_config is None:
+        raise UserError(f"--config = '{path}' has no function get_config.")
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config = '{path}': get_config() must return a ConfigDict, got {type(config).__name__}.")
+    return config
 
 
 def _source(argv: Sequence[str]) -> str:
     """The value of --config."""
+    found = []
     for i, argument in enumerate(argv):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == "config":
-            return value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
+            found.append(value if equals else (argv[i + 1] if i + 1 < len(argv) else ""))
+    if len(found) > 1:
+        raise UserError(f"--config is given {len(found)} times; give it once.")
+    if found:
+        return found[0]
     raise UserError("--config is missing; for example --config=configs/digits.py (see --help).")
 
 

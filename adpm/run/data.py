@@ -83,8 +83,11 @@ def patches(*, size: int = 32, stride: int = 4) -> DataSet:
     from sklearn.datasets import load_sample_images
 
     photographs = load_sample_images().images
-    if not 1 <= size <= min(min(p.shape[0], p.shape[1] // 4) for p in photographs):
-        raise UserError(f"data.size = {size} does not fit the photographs; crops of 8 to 128 pixels do.")
+    largest = min(min(p.shape[0], p.shape[1] // 4) for p in photographs)
+    if not 1 <= size <= largest:
+        raise UserError(f"config.data.size = {size} does not fit the photographs; 1 to {largest} pixels do.")
+    if stride < 1:
+        raise UserError(f"config.data.stride = {stride} must be at least 1.")
     parts: dict[str, list[Tensor]] = {"train": [], "test": []}
     for photograph in photographs:
         image = torch.tensor(photograph).permute(2, 0, 1)
@@ -100,6 +103,8 @@ def toy(*, size: int = 4, seed: int = 0) -> DataSet:
 
     Means are smooth random fields in [-0.8, 0.8], standard deviations 0.05 to 0.3; 8192 draws to train, 1024 to test.
     """
+    if size < 1 or seed < 0:
+        raise UserError(f"config.data.size = {size} must be at least 1 and config.data.seed = {seed} at least 0.")
     rng = np.random.default_rng(seed)
     grid = (np.arange(size) + 0.5) / size
     waves = rng.uniform(0.5, 1.5, (5, 2)), rng.uniform(0, 2 * np.pi, (5, 2))

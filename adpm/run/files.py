@@ -8,15 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adpm.errors import UserError
+from adpm.moments import leaves
 
-# What a workdir's weights depend on. Everything else may change from call to call, and is part of the names of files.
-IDENTITY = ("seed", "data", "process", "network", "denoiser", "train")
-FREE = {"network.pretrained", "train.log_every", "train.test_every", "train.sample_every", "train.save_every"}
+# Sections and fields that a workdir's weights depend on. Everything else is part of the names of what depends on it.
+TIME_LABEL = ("denoiser.time_shift", "denoiser.time_scale")
+MODEL = ("data", "process", "network", "denoiser.name", "denoiser.predicts", *TIME_LABEL)
+TRAINING = (*MODEL, "seed", "train")
+FREE = {
+    "network.pretrained",
+    "train.log_every",
+    "train.test_every",
+    "train.sample_every",
+    "train.save_every",
+}
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -46,21 +55,28 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {prefix + key: item}
-    return flat
+def identity(config: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    """The fields of a config that lie in `parts` (sections or fields), as JSON has them."""
+    chosen = {
+        name: value
+        for name, value in leaves(config).items()
+        if name not in FREE and any(name == part or name.startswith(part + ".") for part in parts)
+    }
+    return json.loads(json.dumps(chosen))
 
 
-def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Create the workdir, or check that it belongs to this config.
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The entries that both have and that differ, told in a few words; "" when there are none."""
+    changed = sorted(name for name in there.keys() & here.keys() if there[name] != here[name])
+    return "; ".join(f"{name}: {there[name]!r} there, {here[name]!r} now" for name in changed[:4])
+
+
+def check_writable(workdir: Path) -> None:
+    """Create the workdir and try it.
 
     Raises:
-        UserError: if the workdir cannot be written, or holds another model (the differing fields are named).
+        UserError: if it cannot be written.
     """
-    flat = _flat({key: config[key] for key in IDENTITY})
-    identity = json.loads(json.dumps({key: value for key, value in flat.items() if key not in FREE}))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".writable.{os.getpid()}"
@@ -68,15 +84,22 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"--workdir = '{workdir}' cannot be written ({error.strerror}); choose another.") from error
+
+
+def claim_workdir(workdir: Path, config: Mapping[str, Any], parts: Sequence[str]) -> None:
+    """Check that the workdir belongs to this config as far as `parts` go, and remember that it does.
+
+    Raises:
+        UserError: if it holds another model (the differing fields are named).
+    """
     path = workdir / "config.json"
-    if not path.exists():
-        write_json(path, identity)
-        return
-    try:
-        old = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"'{path}' is not readable JSON; remove the workdir or choose another.") from error
-    changed = sorted(k for k in old.keys() | identity.keys() if old.get(k) != identity.get(k))
-    if changed:
-        shown = "; ".join(f"{k}: {old.get(k)!r} there, {identity.get(k)!r} now" for k in changed[:4])
-        raise UserError(f"--workdir = '{workdir}' belongs to another config ({shown}); choose another workdir.")
+    wanted, old = identity(config, parts), {}
+    if path.exists():
+        try:
+            old = dict(json.loads(path.read_text()).items())
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"'{path}' is not the JSON of a config; remove the workdir or choose another.") from error
+    if told := differences(old, wanted):
+        raise UserError(f"--workdir = '{workdir}' belongs to another config ({told}); choose another workdir.")
+    if not wanted.keys() <= old.keys():
+        write_json(path, {**old, **wanted})

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from adpm.errors import UserError
 from adpm.kernel import Kernel
+from adpm.ms_eps import read_array
 from adpm.planning import Costs, Plan, Planner, bound_costs, kl_costs, planner
 from adpm.process import Array
-from adpm.run.assembly import PLAN_ON, Session
-from adpm.run.prepare import data_row_for, moments_for, moments_key, variance_for
+from adpm.run.assembly import Session
+from adpm.run.prepare import data_row_for, moments_for, moments_key, planning_images, statistics_for, variance_for
 from adpm.run.report import say
 from adpm.shortest_path import IntArray
 from adpm.trajectory import Request
@@ -24,21 +29,28 @@ class ChosenPath:
     Attributes:
         indices: [K+1], indices[0] = 0 is the data.
         times: [K+1].
-        plan: what planning said, None for fixed trajectories.
     """
 
     indices: IntArray
     times: Array
-    plan: Plan | None
 
 
 def path_for(session: Session) -> ChosenPath:
-    """The config's trajectory; planning says what it planned on and how far projection moved the cost."""
+    """The config's trajectory; planning says what it planned on and how far projection moved the cost.
+
+    Raises:
+        UserError: if the path cannot be had, before anything is estimated where that can be known.
+    """
     section, process = session.config.trajectory, session.process
+    if section.steps > process.steps:
+        raise UserError(
+            f"config.trajectory.steps = {section.steps} is longer than the process "
+            f"(config.process.steps = {process.steps}); use at most that many."
+        )
     planners: list[Planner] = []
 
     def solved() -> Planner:
-        planners.append(planner(costs_for(session), section.steps, section.method))
+        planners.append(planner(COSTS[section.cost](session), section.steps, section.method))
         return planners[0]
 
     ends = (section.log_snr_min, section.log_snr_max)
@@ -51,36 +63,74 @@ def path_for(session: Session) -> ChosenPath:
         budget=section.budget,
     )
     indices = session.tables.trajectories[section.name](request)
-    plan = planners[0].plan(section.steps, section.budget) if planners else None
-    if plan is not None:
-        say(
-            f"planned {plan.steps} steps ({plan.budget} {plan.asked}; {plan.method} search): {plan.raw:.4f} nats/dim "
-            f"by the moments as measured, {plan.planned:.4f} by their monotone projection (gap {plan.gap:+.1e})."
-        )
-    return ChosenPath(indices, process.times[indices], plan)
+    if planners:
+        say(_told(planners[0].plan(section.steps, section.budget)))
+    return ChosenPath(indices, process.times[indices])
 
 
-def costs_for(session: Session) -> Costs:
-    """Edge costs of config.trajectory.cost, with or without the data term."""
-    section, process = session.config.trajectory, session.process
-    table = moments_for(session)
-    data_row = data_row_for(session) if section.data_term else None
-    times = process.times[1:]
-    variance = np.concatenate([[0.0], table.variance("residual", process)(times)])
-    errors = np.concatenate([[0.0], table.standard_error("residual", process)(times)])
-    if not PLAN_ON[section.cost]:
-        return kl_costs(process, variance, errors, data_row, section.projection)
-    rule = session.rule(variance_for(session), process.times[:2])
+def _told(plan: Plan) -> str:
+    told = f"planned {plan.steps} steps ({plan.budget} {plan.asked}; {plan.method} search): {plan.raw:.4f} nats/dim"
+    if plan.gap:
+        told += f" by the costs as measured, {plan.planned:.4f} by their monotone projection (gap {plan.gap:+.1e})"
+    return told + "."
+
+
+def _kl(session: Session) -> Costs:
+    """Of the optimal isotropic covariance, planned on the monotone projection unless the config says otherwise."""
+    process, table = session.process, moments_for(session)
+    variance = _residual(session)
+    errors = np.concatenate([[0.0], table.standard_error("residual", process)(process.times[1:])])
+    return kl_costs(process, variance, errors, _data_row(session), session.config.trajectory.projection)
+
+
+def _bound(session: Session) -> Costs:
+    """Of the config's own rule, from the measured residual."""
+    return _rule_costs(session, _residual(session), _data_row(session))
+
+
+def _measured(session: Session) -> Costs:
+    """Of the config's own rule, every reference time measured on training images, data term included if asked for."""
+    process, section = session.process, session.config.moments
+    say(f"measuring the bound at all {process.steps} times on {section.draws} training images.")
+    numbers = planning_images(session)
+    statistics = statistics_for(session, "train", numbers, process.times[1:], stream="table")
+    variance = np.concatenate([[0.0], statistics.variance()])
+    row = np.concatenate([[np.inf], statistics.data.mean(1) / statistics.dim])
+    return _rule_costs(session, variance, row if session.config.trajectory.data_term else None)
+
+
+COSTS: dict[str, Callable[[Session], Costs]] = {"kl": _kl, "bound": _bound, "measured": _measured}
+
+
+def _rule_costs(session: Session, variance: Array, data_row: Array | None) -> Costs:
+    rule = session.rule(variance_for(session), session.process.times[:2])
 
     def width(kernel: Kernel) -> Array:
         return np.asarray(rule(kernel, None).values, dtype=np.float64)
 
-    return bound_costs(process, variance, width, session.config.sampling.eta, data_row)
+    return bound_costs(session.process, variance, width, session.config.sampling.eta, data_row)
 
 
-def _ms_eps(session: Session) -> Array:
-    """Published gamma at every reference step, entry 0 unused."""
-    process = session.process
+def _residual(session: Session) -> Array:
+    """Var_t [N+1] by the residual, entry 0 unused."""
+    process, table = session.process, moments_for(session)
+    if np.isnan(table.data_variance):
+        raise UserError(
+            "planning needs the residual, which a published ms_eps file does not hold; unset config.moments.ms_eps to "
+            "estimate it, or use config.trajectory.name = 'published_split' or 'even'."
+        )
+    return np.concatenate([[0.0], table.variance("residual", process)(process.times[1:])])
+
+
+def _data_row(session: Session) -> Array | None:
+    return data_row_for(session) if session.config.trajectory.data_term else None
+
+
+def _ms_eps(session: Session) -> NDArray[np.floating[Any]]:
+    """Published gamma at every reference step, entry 0 unused: a named file's own numbers, else the moments'."""
+    process, named = session.process, session.config.moments.ms_eps
+    if named:
+        return read_array(Path(named), process)
     variance = moments_for(session).variance("gamma", process)(process.times[1:])
     return np.concatenate([[0.0], 1.0 - variance * np.exp(process.log_snr(process.times[1:]))])
 
@@ -92,7 +142,8 @@ def method_name(session: Session) -> str:
 
 
 def method_protocol(session: Session, path: ChosenPath) -> dict[str, Any]:
-    """Everything a figure of this method depends on, the moments included."""
+    """Everything that a figure of this method depends on. Call it once rule and path are there: moments that neither
+    asked for are left out."""
     config = session.config
     return {
         "identity": session.model_identity,
@@ -103,5 +154,5 @@ def method_protocol(session: Session, path: ChosenPath) -> dict[str, Any]:
         "path": path.indices.tolist(),
         "eta": config.sampling.eta,
         "solver": config.sampling.solver,
-        "moments": moments_key(session),
+        "moments": moments_key(session) if session.used_moments else None,
     }

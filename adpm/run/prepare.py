@@ -43,6 +43,7 @@ def moments_for(session: Session) -> MomentTable:
         UserError: if a named file is about another model (the differing entries are named).
     """
     section = session.config.moments
+    session.used_moments = True
     if section.ms_eps:
         return read_ms_eps(Path(section.ms_eps), session.process)
     if section.file:
@@ -74,7 +75,7 @@ def moments_key(session: Session) -> str:
 
 def moments_path(session: Session) -> Path:
     """The workdir's own moments file for this model and these settings."""
-    return session.workdir / f"moments-{digest(moment_provenance(session))}.npz"
+    return session.workdir / f"moments-{moments_key(session)}.npz"
 
 
 @torch.inference_mode()
@@ -160,6 +161,13 @@ def statistics_for(
     return Statistics(times, np.concatenate(squared, 1), np.concatenate(data, 1), np.concatenate(prior), dim)
 
 
+def planning_images(session: Session) -> torch.Tensor:
+    """Numbers of the training images that planning measures on: config.moments.draws of them, chosen by the seed."""
+    size = len(session.data.split("train"))
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(session.config.seed))
+    return order[: session.config.moments.draws]
+
+
 def data_row_for(session: Session) -> Array:
     """F[0, t] in nats per dimension for all reference times, [N+1]: the expected term of a last step t -> 0.
 
@@ -174,9 +182,7 @@ def data_row_for(session: Session) -> Array:
         say(f"measuring the data term with the '{decoder}' decoder on training images.")
         section = session.config.moments
         times = spread_times(session.process, section.times)
-        size = len(session.data.split("train"))
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(session.config.seed))
-        statistics = statistics_for(session, "train", order[: section.draws], times, stream="data term")
+        statistics = statistics_for(session, "train", planning_images(session), times, stream="data term")
         arrays = {"times": times, "nats": statistics.data.mean(1) / statistics.dim}
         save_arrays(path, arrays)
     log_snr = session.process.log_snr

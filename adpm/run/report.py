@@ -53,11 +53,18 @@ def save_png(path: Path, unit_image: Tensor, min_side: int = 512) -> None:
 
 
 class Report:
-    """TensorBoard events of one mode below `workdir/tensorboard`."""
+    """TensorBoard events in one folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._writer = SummaryWriter(str(folder))
+    Args:
+        folder: where the events lie.
+        purge_step: forget earlier events from this step on (a resumed run); None: forget all (a mode run again).
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        if purge_step is None:
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
@@ -72,9 +79,6 @@ class Report:
 
     def figure(self, tag: str, figure: Figure, step: int = 0) -> None:
         self._writer.add_figure(tag, figure, step)
-
-    def flush(self) -> None:
-        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()

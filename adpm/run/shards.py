@@ -30,7 +30,7 @@ def read_arrays(path: Path) -> Arrays | None:
     try:
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile):
         return None
 
 
@@ -38,7 +38,7 @@ def sharded(folder: Path, total: int, size: int, work: Callable[[range], Arrays]
     """The results of `work` on consecutive ranges of at most `size` items.
 
     Args:
-        folder: where results lie; it must belong to one protocol, the size of batches included.
+        folder: where results lie; it must belong to one protocol.
         total: number of items.
         size: items per batch.
         work: item numbers -> named arrays.
@@ -46,7 +46,7 @@ def sharded(folder: Path, total: int, size: int, work: Callable[[range], Arrays]
     """
     for start in progress(range(0, total, size), what=what):
         items = range(start, min(start + size, total))
-        path = folder / f"items-{items.start:07d}-{items.stop:07d}.npz"
+        path = folder / f"{items.start:07d}-{items.stop:07d}.npz"
         arrays = read_arrays(path)
         if arrays is None:
             arrays = work(items)

@@ -48,6 +48,7 @@ class TrainOptions:
     """config.train, checked; see configs/base.py for units."""
 
     objective: str
+    times: str
     iterations: int
     batch_size: int
     learning_rate: float
@@ -62,13 +63,15 @@ class TrainOptions:
     save_every: int
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "log_every", "test_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"config.train.{name} = {getattr(self, name)} must be at least 1.")
+        least = dict.fromkeys(("iterations", "batch_size", "log_every", "test_every", "save_every"), 1)
+        least |= dict.fromkeys(("warmup", "sample_every", "weight_decay", "grad_clip"), 0)
+        for name, value in least.items():
+            if not value <= getattr(self, name) < math.inf:
+                raise UserError(f"config.train.{name} = {getattr(self, name)} must be a number of at least {value}.")
         if not 0.0 <= self.ema_decay < 1.0:
             raise UserError(f"config.train.ema_decay = {self.ema_decay} must lie in [0, 1).")
-        if not self.learning_rate > 0.0:
-            raise UserError(f"config.train.learning_rate = {self.learning_rate} must be positive.")
+        if not 0.0 < self.learning_rate < math.inf:
+            raise UserError(f"config.train.learning_rate = {self.learning_rate} must be positive and finite.")
 
     def rate(self, iteration: int) -> float:
         """Learning rate at an iteration: linear warm-up times the schedule."""
@@ -91,11 +94,16 @@ def batch_indices(seed: int, iteration: int, batch_size: int, size: int) -> Tens
     return order[start : start + batch_size]
 
 
-def stratified_steps(seed: int, iteration: int, batch_size: int, steps: int) -> np.ndarray:
-    """Reference indices 1..N, uniform, one per stratum of the batch (a lower variance than independent draws)."""
+def stratified(seed: int, iteration: int, batch_size: int) -> np.ndarray:
+    """Uniform numbers in [0, 1), one per stratum of the batch (a lower variance than independent draws)."""
     offset = np.random.default_rng((seed, iteration)).random()
-    u = (offset + np.arange(batch_size) / batch_size) % 1.0
-    return 1 + np.floor(u * steps).astype(np.int64)
+    return (offset + np.arange(batch_size) / batch_size) % 1.0
+
+
+TIMES: dict[str, Callable[[Process, np.ndarray], np.ndarray]] = {
+    "uniform": lambda process, u: process.uniform_times(u),
+    "log_snr": lambda process, u: process.log_snr_times(u),
+}
 
 
 @contextmanager
@@ -159,11 +167,11 @@ class Trainer:
         stored = self.data.split("train")
         index = batch_indices(self.seed, i, options.batch_size, len(stored))
         x0 = self.data.scaled(stored[index]).to(self.device)
-        t = stratified_steps(self.seed, i, options.batch_size, self.process.steps)
+        t = TIMES[options.times](self.process, stratified(self.seed, i, options.batch_size))
         numbers = i * options.batch_size + torch.arange(options.batch_size, device=self.device)
         eps = KeyedNoise(self.seed, "train")(numbers, 0, x0.shape[1:])
         self.network.train()
-        loss = self.loss_of(self.denoise, x0, eps, self.process.times[t]).mean()
+        loss = self.loss_of(self.denoise, x0, eps, t).mean()
         if not torch.isfinite(loss):
             raise UserError(
                 f"the training loss is {loss.item()} at iteration {i}; lower config.train.learning_rate "

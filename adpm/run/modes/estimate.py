@@ -9,7 +9,7 @@ from adpm.ms_eps import write_ms_eps
 from adpm.run.assembly import Session
 from adpm.run.figures import moment_figure, save_figure
 from adpm.run.files import write_whole
-from adpm.run.prepare import moments_for, moments_path
+from adpm.run.prepare import moments_for, moments_key
 from adpm.run.report import Report, say
 
 _SHOWN = 8
@@ -18,7 +18,7 @@ _SHOWN = 8
 def estimate(session: Session) -> None:
     """Measure (or reuse) the moment table, print it, draw it."""
     table = moments_for(session)
-    name = moments_path(session).stem
+    name = f"moments-{moments_key(session)}"
     _print_table(session, table)
     figure = moment_figure(table, session.process)
     picture = session.workdir / f"{name}.png"
@@ -47,13 +47,17 @@ def _measured(table: MomentTable) -> list[str]:
 def _print_table(session: Session, table: MomentTable) -> None:
     process, names = session.process, _measured(table)
     estimates = {name: table.posterior_variance(name, process) for name in names}
-    say(f"Var[x0|x_t] per dimension, +- one standard error; {len(table.times)} times, {table.draws[0].n} draws each:")
+    known = len(names) > 1  # a published file has no error bars
+    told = f", +- one standard error; {len(table.times)} times, {table.draws[0].n} draws each" if known else ""
+    say(f"Var[x0|x_t] per dimension{told}:")
     say("       t  log-SNR  " + "".join(f"{name:>26}" for name in names))
     for i in np.linspace(0, len(table.times) - 1, _SHOWN).round().astype(int):
-        cells = "".join(f"{e.values[i]:14.3e} +- {e.errors[i]:.1e}" for e in estimates.values())
+        cells = "".join(
+            f"{e.values[i]:14.3e}" + (f" +- {e.errors[i]:.1e}" if known else "") for e in estimates.values()
+        )
         say(f"{table.times[i]:8g} {float(process.log_snr(table.times[i])):8.2f}  {cells}")
     chosen = session.config.rule.estimator
-    if chosen in names and len(table.times) > 3:
+    if known and len(table.times) > 3:
         left_out = np.abs(table.interpolation_error(chosen, process))
         relative = estimates[chosen].errors / np.abs(estimates[chosen].values)
         say(

@@ -27,21 +27,18 @@ def likelihood(session: Session) -> None:
     stored = session.data.split(section.split)
     images = min(section.images or len(stored), len(stored))
     path = path_for(session)
-    protocol = {
-        **method_protocol(session, path),
-        "likelihood": {"split": section.split, "images": images, "decoder": section.decoder},
-    }
+    if path.indices[-1] != session.process.steps:
+        raise UserError(
+            f"config.trajectory.name = '{session.config.trajectory.name}' starts at t = {path.times[-1]:g}; a bound "
+            f"needs a path from t = {session.process.times[-1]:g}, such as 'even' or 'least_cost'."
+        )
+    evaluate = Evaluation(session, path.times)
+    protocol = {**method_protocol(session, path), "split": section.split, "decoder": section.decoder}
     name = f"{method_name(session)}-{section.decoder}-{section.split}-{digest(protocol)}"
     folder = session.workdir / "likelihood" / name
-    write_json(folder / "protocol.json", protocol)
-    evaluate = Evaluation(session, path.times)
-    parts = list(sharded(folder, images, section.batch_size, evaluate, "likelihood"))
+    parts = list(sharded(folder / "batches", images, section.batch_size, evaluate, "likelihood"))
+    write_json(folder / "protocol.json", {**protocol, "images": images})
     terms = np.concatenate([part["terms"] for part in parts], axis=1)
-    if not np.isfinite(terms).all():
-        raise UserError(
-            "the bound is not finite: a variance of the rule is zero or negative, or the network returned NaN; "
-            "try config.rule.estimator = 'residual' or config.rule.bounds = True."
-        )
     clipped = np.stack([part["clipped"].astype(np.float64) for part in parts]).mean(0)
     _report(session, folder, path.times, terms, clipped)
 
@@ -73,6 +70,12 @@ class Evaluation:
                 session.config.sampling.eta,
             )
         )
+        for bound in bounds:
+            if not torch.isfinite(bound.nats).all():
+                raise UserError(
+                    f"the bound is not finite in the step {bound.t:g} -> {bound.s:g}: a variance there is zero or "
+                    "negative (config.rule, config.sampling.eta), or the network returned NaN (its weights)."
+                )
         rows = [b.nats for b in reversed(bounds)] + [prior_nats(session.process, x0)]
         clipped = [float(b.clipped) for b in reversed(bounds)]
         return {"terms": torch.stack(rows).cpu().numpy(), "clipped": np.array(clipped)}
@@ -82,7 +85,8 @@ def _report(session: Session, folder: Path, times: Array, terms: Array, clipped:
     dim = int(np.prod(session.data.shape))
     bits = np.asarray(bits_per_dim(terms, dim))
     total = bits.sum(0)
-    error = float(total.std(ddof=1) / np.sqrt(len(total))) if len(total) > 1 else float("nan")
+    error = float(total.std(ddof=1) / np.sqrt(len(total))) if len(total) > 1 else None
+    bar = f" +- {error:.4f}" if error is not None else ""
     result = {
         "bits_per_dim": float(total.mean()),
         "standard_error": error,
@@ -107,7 +111,7 @@ def _report(session: Session, folder: Path, times: Array, terms: Array, clipped:
         report.scalars({f"bound/{key}": float(result[key])}, len(times) - 1)
     report.close()
     say(
-        f"{result['bits_per_dim']:.4f} +- {error:.4f} bits/dim ({len(total)} {result['split']} images, one draw each, "
+        f"{result['bits_per_dim']:.4f}{bar} bits/dim ({len(total)} {result['split']} images, one draw each, "
         f"K = {len(times) - 1}, decoder variance '{result['decoder']}', +- one standard error)"
     )
     say(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from adpm.denoiser import Counted
 from adpm.errors import UserError
@@ -17,7 +19,7 @@ from adpm.run.files import digest, write_json
 from adpm.run.paths import method_name, method_protocol, path_for
 from adpm.run.prepare import variance_for
 from adpm.run.report import Report, image_grid, save_png, say
-from adpm.run.shards import Arrays, sharded
+from adpm.run.shards import Arrays, save_arrays, sharded
 from adpm.sampler import keyed
 from adpm.sampler import sample as sample_path
 from adpm.solver import Solver
@@ -30,22 +32,21 @@ def sample(session: Session) -> None:
     section = session.config.sampling
     _ = session.model  # missing weights are told before anything else
     path = path_for(session)
-    rule = session.rule(variance_for(session), path.times)
+    solver = session.solver(session.rule(variance_for(session), path.times))
     protocol = method_protocol(session, path)
     folder = session.workdir / "samples" / f"{method_name(session)}-{digest(protocol)}"
-    write_json(folder / "protocol.json", protocol)
-    solver = session.solver(rule)
+    # batches of another size are other files, because images are bitwise equal at the same batching only
+    parts = folder / f"batches-of-{section.batch_size}"
     started = time.perf_counter()
-    parts = list(
-        sharded(
-            folder,
-            section.samples,
-            section.batch_size,
-            lambda items: draw(session, solver, path.times, items),
-            "sampling",
-        )
-    )
-    _report(session, folder, parts, path.times, time.perf_counter() - started)
+
+    def work(items: range) -> Arrays:
+        return draw(session, solver, path.times, items)
+
+    results = list(sharded(parts, section.samples, section.batch_size, work, "sampling"))
+    samples = np.concatenate([result["samples"] for result in results])
+    write_json(folder / "protocol.json", {**protocol, "samples": len(samples), "batch_size": section.batch_size})
+    save_arrays(folder / "samples.npz", {"samples": samples})
+    _report(session, folder, samples, results[0], time.perf_counter() - started)
 
 
 @torch.inference_mode()
@@ -79,11 +80,11 @@ def draw(session: Session, solver: Solver, times: Array, items: range) -> Arrays
     }
 
 
-def _report(session: Session, folder: Path, parts: list[Arrays], times: Array, seconds: float) -> None:
-    samples = np.concatenate([part["samples"] for part in parts])
+def _report(session: Session, folder: Path, samples: NDArray[Any], first: Arrays, seconds: float) -> None:
+    """Pictures, TensorBoard and a few lines; `first` is the first batch with its steps."""
     data = session.data
     grid = image_grid(data.to_unit(torch.as_tensor(samples[: session.config.sampling.grid])))
-    strip = torch.as_tensor(parts[0]["strip"])
+    strip = torch.as_tensor(first["strip"])
     strip_grid = image_grid(data.to_unit(strip.reshape(-1, *data.shape)), columns=strip.shape[1])
     save_png(folder / "grid.png", grid)
     save_png(folder / "strip.png", strip_grid)
@@ -91,15 +92,15 @@ def _report(session: Session, folder: Path, parts: list[Arrays], times: Array, s
     report.picture("sample/grid", grid, 0)
     report.picture("sample/x0_along_the_path", strip_grid, 0)
     report.text("sample/protocol", f"```\n{(folder / 'protocol.json').read_text()}\n```")
-    for t, v, c in zip(parts[0]["t"], parts[0]["variance"], parts[0]["clipped"], strict=True):
+    for t, v, c in zip(first["t"], first["variance"], first["clipped"], strict=True):
         index = int(np.searchsorted(session.process.times, t))
         report.scalars({"reverse/variance": float(v), "reverse/clipped_share": float(c)}, index)
         report.scalars({"reverse/log_snr": float(session.process.log_snr(t))}, index)
     report.close()
-    say(f"{len(samples)} samples, {int(parts[0]['nfe'])} network calls each, {seconds:.1f} s ({session.model.source}).")
-    clipped = parts[0]["clipped"].astype(float)
+    say(f"{len(samples)} samples, {int(first['nfe'])} network calls each, {seconds:.1f} s ({session.model.source}).")
+    clipped = first["clipped"].astype(float)
     if clipped.any():
         say(f"bounds acted in {np.count_nonzero(clipped)} of {len(clipped)} steps, on {clipped.max():.0%} at most.")
-    say(f"samples:     {folder}")
+    say(f"samples:     {folder / 'samples.npz'}")
     say(f"grid:        {folder / 'grid.png'}")
     say(f"TensorBoard: tensorboard --logdir {session.workdir / 'tensorboard'}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from adpm.denoiser import Denoise
 from adpm.errors import UserError
 from adpm.nn.checkpoint import save_weights
 from adpm.noise import KeyedNoise
 from adpm.run.assembly import Session
-from adpm.run.files import write_whole
+from adpm.run.files import TRAINING, claim_workdir, write_whole
 from adpm.run.report import Report, image_grid, progress, say
 from adpm.run.training import Trainer, deferred_interrupt
 from adpm.sampler import keyed, sample
@@ -30,7 +31,9 @@ def train(session: Session) -> None:
         say(f"continuing at iteration {trainer.iteration} of {options.iterations}.")
     parameters = sum(p.numel() for p in trainer.network.parameters())
     say(f"training {parameters:,} parameters on {session.device} ({session.config.precision}).")
-    report = Report(session.workdir / "tensorboard" / "train")
+    report = Report(session.workdir / "tensorboard" / "train", purge_step=trainer.iteration)
+    averaged = session.denoiser(trainer.ema.module.eval(), clip=False)
+    shown = session.denoiser(trainer.ema.module, clip=True)
     bar = progress(range(trainer.iteration, options.iterations), total=options.iterations, initial=trainer.iteration)
     with deferred_interrupt() as interrupted:
         for _ in bar:
@@ -40,11 +43,11 @@ def train(session: Session) -> None:
             if done % options.log_every == 0:
                 report.scalars(values, done)
             if done % options.test_every == 0 or done == options.iterations:
-                losses = test_losses(session, trainer)
+                losses = test_losses(session, trainer, averaged)
                 report.scalars(losses, done)
                 say(f"iteration {done}: test loss {losses['test/loss']:.4f} (EMA), loss {values['train/loss']:.4f}")
             if options.sample_every and done % options.sample_every == 0:
-                report.picture("train/samples", preview(session, trainer), done)
+                report.picture("train/samples", preview(session, shown), done)
             if done % options.save_every == 0 or done == options.iterations or interrupted():
                 trainer.save()
             if interrupted():
@@ -61,6 +64,7 @@ def make_trainer(session: Session) -> Trainer:
     """The trainer of a session, restored from the workdir's state."""
     if not session.tables.denoisers[session.config.denoiser.name].trainable:
         raise UserError(f"config.denoiser.name = '{session.config.denoiser.name}' has nothing to train; use network.")
+    claim_workdir(session.workdir, session.config.to_dict(), TRAINING)
     network = session.network()
     return Trainer(
         network,
@@ -75,16 +79,15 @@ def make_trainer(session: Session) -> Trainer:
 
 
 @torch.inference_mode()
-def test_losses(session: Session, trainer: Trainer) -> dict[str, float]:
+def test_losses(session: Session, trainer: Trainer, denoise: Denoise) -> dict[str, float]:
     """The EMA network's loss on test images, the same times and noise at every call."""
     images = session.data.split("test")[:_TEST_IMAGES]
     noise = KeyedNoise(session.config.seed, "test loss")
-    denoise = session.denoiser(ema_network(trainer), clip=False)
-    steps, total = session.process.steps, 0.0
+    total = 0.0
     for k in range(_TEST_PASSES):
         # golden-ratio times: evenly spread over 1..N without a seed
         fractions = (np.arange(len(images)) * 0.618033988749895 + k / _TEST_PASSES) % 1.0
-        times = session.process.times[1 + np.floor(fractions * steps).astype(np.int64)]
+        times = session.process.uniform_times(fractions)
         for numbers in torch.arange(len(images)).split(session.config.train.batch_size):
             x0 = session.data.scaled(images[numbers]).to(session.device)
             eps = noise(numbers.to(session.device), k, x0.shape[1:])
@@ -93,21 +96,15 @@ def test_losses(session: Session, trainer: Trainer) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def preview(session: Session, trainer: Trainer) -> Tensor:
+def preview(session: Session, denoise: Denoise) -> Tensor:
     """A grid of DDPM samples of the EMA network, the same noise at every call."""
     process = session.process
     times = process.times[trajectory("even", Request(process, min(_PREVIEW_STEPS, process.steps)))]
     numbers = torch.arange(_PREVIEW_SAMPLES, device=session.device)
     noise = keyed(KeyedNoise(session.config.seed, "preview"), numbers, session.data.shape)
-    denoise = session.denoiser(ema_network(trainer), clip=True)
     for step in sample(denoise, ReverseGaussian(process, Small()), process, times, noise):
         x = step.x
     return image_grid(session.data.to_unit(x).cpu())
-
-
-def ema_network(trainer: Trainer) -> nn.Module:
-    """The averaged weights, in eval mode."""
-    return trainer.ema.module.eval()
 
 
 def export(session: Session, trainer: Trainer) -> None:
@@ -118,5 +115,5 @@ def export(session: Session, trainer: Trainer) -> None:
         "weights": "ema",
         "torch": torch.__version__,
     }
-    state = ema_network(trainer).state_dict()
+    state = trainer.ema.module.state_dict()
     write_whole(session.workdir / "weights.safetensors", lambda path: save_weights(path, state, header))

@@ -1,0 +1,27 @@
+"""The discrete core's tables: every family of adpm/ by name."""
+
+from __future__ import annotations
+
+from adpm.likelihood import DECODERS
+from adpm.nn import NETWORKS
+from adpm.process import PROCESSES
+from adpm.run.assembly import DENOISERS, Tables
+from adpm.run.data import DATA_SETS
+from adpm.run.paths import COSTS
+from adpm.run.training import OBJECTIVES
+from adpm.solver import SOLVERS
+from adpm.trajectory import TRAJECTORIES
+from adpm.variance import RULES
+
+CORE = Tables(
+    data_sets=DATA_SETS,
+    processes=PROCESSES,
+    networks=NETWORKS,
+    denoisers=DENOISERS,
+    objectives=OBJECTIVES,
+    rules=RULES,
+    solvers=SOLVERS,
+    trajectories=TRAJECTORIES,
+    costs=COSTS,
+    decoders=DECODERS,
+)
