@@ -10,8 +10,9 @@ def main() -> int:
         from adpm.run.cli import run
         from adpm.run.core import CORE
         from adpm.run.modes import MODES
+        from sde.tables import SDE_TABLES
 
-        return run(sys.argv, CORE, MODES)
+        return run(sys.argv, CORE.merged(SDE_TABLES), MODES)
     except KeyboardInterrupt:
         print("\ninterrupted before anything began.", file=sys.stderr)
         return 130

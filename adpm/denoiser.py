@@ -79,7 +79,7 @@ def _predicts_score(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float 
 TimeLabel = Callable[[Array], Array]
 
 
-def index_label(shift: int, scale: float) -> TimeLabel:
+def index_label(shift: float, scale: float) -> TimeLabel:
     """n -> (n - shift) * scale, the number a network trained on discrete steps receives.
 
     Self-trained CIFAR10 models of Analytic-DPM take n (shift 0, scale 1000/N = 1); CelebA, LSUN and ImageNet64 take
@@ -158,6 +158,10 @@ class Counted:
 
 
 PREDICTIONS: dict[str, Interpretation] = {"eps": _predicts_eps, "x0": _predicts_x0, "score": _predicts_score}
+
+LABELS: dict[str, Callable[[Process, float, float], TimeLabel]] = {
+    "index": lambda process, shift, scale: index_label(shift, scale or 1000.0 / process.steps),
+}
 
 EPS_AFTER_CLIP: dict[str, Callable[..., Tensor]] = {
     "rederive": lambda x, x0, eps, alpha, sigma: eps_from_x0(x, x0, alpha, sigma),

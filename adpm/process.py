@@ -33,10 +33,12 @@ class Process(ABC):
     Attributes:
         times: [N+1] float64, increasing, `times[0] = 0` is the data.
         prior_std: standard deviation of the Gaussian that sampling starts from.
+        continuous: whether the reference times are a choice (an SDE), not part of the process.
     """
 
     times: Array
     prior_std: float
+    continuous: bool = False
 
     @abstractmethod
     def alpha(self, t: ArrayLike) -> Array:

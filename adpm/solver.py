@@ -9,6 +9,7 @@ sampler.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,4 +78,4 @@ class ReverseGaussian:
         return Step(t, s, state, prediction, mean, covariance)
 
 
-SOLVERS = {"reverse_gaussian": ReverseGaussian}
+SOLVERS: dict[str, Callable[[Process, Rule, float], Solver]] = {"reverse_gaussian": ReverseGaussian}

@@ -28,14 +28,24 @@ def get_config() -> ConfigDict:
     config.data.size = placeholder(int)  # patches (32), toy (4): image side in pixels
     config.data.stride = placeholder(int)  # patches (4): pixels between crops
     config.data.seed = placeholder(int)  # toy (0): which mixture
+    config.data.low = placeholder(float)  # digits, patches, cifar10 (-1): the range that the network sees
+    config.data.high = placeholder(float)  # digits, patches, cifar10 (1)
+    config.data.folder = placeholder(str)  # cifar10 ("data"): where the archive lies
+    config.data.download = placeholder(bool)  # cifar10 (False): fetch the archive when it is not there
 
     config.process = ConfigDict()
-    config.process.name = "linear"  # linear | cosine | vp_integral | custom
+    config.process.name = "linear"  # linear | cosine | vp_integral | custom | vp | subvp | ve
     config.process.steps = 1000  # N, reference steps
     config.process.betas_file = placeholder(str)  # custom: a .npy or text file with the N betas
+    config.process.t_min = placeholder(float)  # SDEs (1e-3; ve 1e-5): the first reference time
+    config.process.grid = placeholder(str)  # SDEs (uniform): uniform | log_snr | quadratic | edm
+    config.process.beta_min = placeholder(float)  # vp, subvp (0.1)
+    config.process.beta_max = placeholder(float)  # vp, subvp (20)
+    config.process.sigma_min = placeholder(float)  # ve (0.01)
+    config.process.sigma_max = placeholder(float)  # ve (50)
 
     config.network = ConfigDict()
-    config.network.name = "iddpm"
+    config.network.name = "iddpm"  # iddpm | score_sde
     config.network.model_channels = 32  # width M of the finest level
     config.network.channel_mult = (1, 2)  # width of each level in units of M
     config.network.num_res_blocks = 1  # residual blocks per level
@@ -45,11 +55,15 @@ def get_config() -> ConfigDict:
     config.network.num_heads = placeholder(int)  # iddpm (4): attention heads
     config.network.scale_shift = placeholder(bool)  # iddpm (True): time scales and shifts features, instead of adding
     config.network.learned_variance = placeholder(bool)  # iddpm (False): twice the outputs, of which sampling uses half
+    config.network.variant = placeholder(str)  # score_sde (vp): vp | ve
+    config.network.attention_resolutions = placeholder(tuple)  # score_sde (none): feature widths with attention
     config.network.pretrained = ""  # weights that are used until this workdir has trained its own
 
     config.denoiser = ConfigDict()
     config.denoiser.name = "network"  # network | ideal (exact, for data with known truth: no network at all)
-    config.denoiser.predicts = "eps"  # eps | x0
+    config.denoiser.predicts = "eps"  # eps | x0 | score
+    # index ((n - time_shift) * time_scale) | time_999 (999 t, score_sde's VP) | sigma (score_sde's VE)
+    config.denoiser.label = "index"
     config.denoiser.time_shift = 0  # 1: the network counts steps from 0
     config.denoiser.time_scale = 0.0  # label = (n - time_shift) * time_scale; 0 = 1000/N
     config.denoiser.clip = True  # limit x0 to the data range
@@ -103,7 +117,12 @@ def get_config() -> ConfigDict:
     config.trajectory.log_snr_min = 0.0
 
     config.sampling = ConfigDict()
+    # reverse_gaussian | SDEs: euler_maruyama, probability_flow_euler, probability_flow_heun, probability_flow_adaptive
     config.sampling.solver = "reverse_gaussian"
+    config.sampling.corrector = placeholder(str)  # langevin | langevin_batch | ald; unset = none
+    config.sampling.corrector_snr = 0.16
+    config.sampling.corrector_steps = 1
+    config.sampling.corrector_first = True  # before each step, as published; else after it
     config.sampling.eta = 1.0  # 1 = DDPM, 0 = DDIM
     config.sampling.samples = 64
     config.sampling.batch_size = 64

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,17 +20,15 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from adpm import variance
-from adpm.denoiser import EPS_AFTER_CLIP, PREDICTIONS, Denoise, Denoiser, index_label
+from adpm.denoiser import EPS_AFTER_CLIP, PREDICTIONS, Denoise, Denoiser, TimeLabel
 from adpm.errors import UserError, lookup
-from adpm.ideal import IdealDenoiser
 from adpm.likelihood import Decoder, DecoderNeeds, Levels
 from adpm.moments import ESTIMATORS, Source
-from adpm.nn.checkpoint import load_weights, read_header, read_weights, weights_hash
 from adpm.planning import BUDGETS, PLANNING_METHODS, Costs
 from adpm.process import Array, Process
 from adpm.run.data import DataSet
 from adpm.run.device import PRECISIONS, resolve_device, runnable
-from adpm.run.files import MODEL, TIME_LABEL, check_writable, claim_workdir, differences, digest, identity
+from adpm.run.files import MODEL, check_writable, claim_workdir, digest
 from adpm.run.training import SCHEDULES, TIMES, Objective, TrainOptions
 from adpm.solver import Solver
 from adpm.trajectory import Builder
@@ -69,7 +67,9 @@ class Tables:
     denoisers: Mapping[str, DenoiserKind] = field(default_factory=dict)
     objectives: Mapping[str, Objective] = field(default_factory=dict)
     rules: Mapping[str, Callable[[variance.RuleNeeds], variance.Rule]] = field(default_factory=dict)
-    solvers: Mapping[str, Callable[..., Solver]] = field(default_factory=dict)
+    labels: Mapping[str, Callable[[Process, float, float], TimeLabel]] = field(default_factory=dict)
+    solvers: Mapping[str, Callable[[Process, variance.Rule, float], Solver]] = field(default_factory=dict)
+    correctors: Mapping[str, Callable[[Solver, Process, float, int, bool], Solver]] = field(default_factory=dict)
     trajectories: Mapping[str, Builder] = field(default_factory=dict)
     costs: Mapping[str, Callable[[Session], Costs]] = field(default_factory=dict)
     decoders: Mapping[str, Callable[[DecoderNeeds], Decoder]] = field(default_factory=dict)
@@ -90,6 +90,9 @@ class Tables:
 
 
 NOT_FOR_BUILDERS = {"pretrained"}
+
+# What a network trained on an SDE does not depend on.
+REFERENCE_TIMES = {"process.steps", "process.t_min", "process.grid"}
 
 # The least value of each number that has one.
 LEAST = {
@@ -158,6 +161,7 @@ class Session:
             (tables.processes, "process", "name"),
             (tables.networks, "network", "name"),
             (tables.denoisers, "denoiser", "name"),
+            (tables.labels, "denoiser", "label"),
             (PREDICTIONS, "denoiser", "predicts"),
             (EPS_AFTER_CLIP, "denoiser", "eps_after_clip"),
             (tables.objectives, "train", "objective"),
@@ -195,7 +199,8 @@ class Session:
             raise UserError("config.moments.file and config.moments.ms_eps both name moments; set one of them.")
         _ = self.train_options
         needs = dataclasses.replace(self.rule_needs(lambda: lambda t: t), average_bound=lambda: 1.0)
-        self.tables.rules[config.rule.name](needs)  # refuses, for example, large with eta < 1
+        rule = self.tables.rules[config.rule.name](needs)  # refuses, for example, large with eta < 1
+        self.solver(rule)
 
     def _check_network(self) -> None:
         """Build the network and call it without memory or arithmetic, so that what cannot work is refused now."""
@@ -233,8 +238,12 @@ class Session:
     def model(self) -> Model:
         """The denoiser that the config names; from then on the workdir belongs to it."""
         model = self.tables.denoisers[self.config.denoiser.name].build(self)
-        claim_workdir(self.workdir, self.config.to_dict(), MODEL)
+        self.claim(MODEL)
         return model
+
+    def claim(self, parts: Sequence[str]) -> None:
+        """Bind the workdir to these parts of the config; the reference times of an SDE stay free."""
+        claim_workdir(self.workdir, self.config.to_dict(), parts, REFERENCE_TIMES if self.process.continuous else set())
 
     def network(self) -> nn.Module:
         """A freshly initialised network, a function of config.seed."""
@@ -244,12 +253,12 @@ class Session:
     def denoiser(self, network: nn.Module, *, clip: bool) -> Denoiser:
         """`network` as a denoiser on this session's device, in its precision."""
         section = self.config.denoiser
-        scale = section.time_scale or 1000.0 / self.process.steps
+        label = self.tables.labels[section.label](self.process, section.time_shift, section.time_scale)
         return Denoiser(
             runnable(network, self.config.precision, self.config.compile, self.device),
             self.process,
             predicts=section.predicts,
-            time_label=index_label(section.time_shift, scale),
+            time_label=label,
             clip=(self.data.low, self.data.high) if clip else None,
             eps_after_clip=section.eps_after_clip,
         )
@@ -303,67 +312,14 @@ class Session:
         return variance.LastStepCap(rule, variance.cap_threshold(section.cap_levels, width), last)
 
     def solver(self, rule: variance.Rule) -> Solver:
+        """The solver, with the corrector around it if one is named."""
         section = self.config.sampling
-        return self.tables.solvers[section.solver](self.process, rule, section.eta)
+        solver = self.tables.solvers[section.solver](self.process, rule, section.eta)
+        if section.corrector is None:
+            return solver
+        wrap = lookup(self.tables.correctors, section.corrector, "config.sampling.corrector")
+        return wrap(solver, self.process, section.corrector_snr, section.corrector_steps, section.corrector_first)
 
     def decoder(self, make_variance: Callable[[], Callable[[Any], Any]]) -> Decoder:
         name = self.config.likelihood.decoder
         return self.tables.decoders[name](DecoderNeeds(self.process, make_variance))
-
-
-def _network_model(session: Session) -> Model:
-    """The workdir's own weights if it has trained, else the shipped ones.
-
-    Raises:
-        UserError: when there are neither, naming the places and the command that makes them.
-    """
-    own = session.workdir / "weights.safetensors"
-    pretrained = session.config.network.pretrained
-    if pretrained and not own.exists() and not Path(pretrained).exists():
-        raise UserError(
-            f"config.network.pretrained = '{pretrained}' does not exist, and there are no weights at '{own}' either; "
-            "correct the path, or train with --mode=train, same --config and --workdir."
-        )
-    found = own if own.exists() or not pretrained else Path(pretrained)
-    if not found.exists():
-        raise UserError(f"there are no weights at '{found}'; train them: --mode=train, same --config and --workdir.")
-    header = present(identity(read_header(found).get("config", {}), FUNCTION))
-    if told := differences(header, present(identity(session.config.to_dict(), FUNCTION))):
-        raise UserError(f"weights '{found}' were trained for another model ({told}); change config or weights.")
-    network = session.network()
-    load_weights(network, read_weights(found), str(found))
-    network.eval().requires_grad_(False)
-    section = session.config.denoiser.to_dict()
-    facts = {
-        "weights": weights_hash(network),
-        **section,
-        "network": present(identity(session.config.to_dict(), ("network",))),
-    }
-    return Model(session.denoiser(network, clip=section["clip"]), facts, str(found))
-
-
-# What the function that a network computes depends on, besides its weights.
-FUNCTION = ("data.name", "process", "network", "denoiser.name", "denoiser.predicts", *TIME_LABEL)
-UNUSED = {"network.dropout"}
-
-
-def present(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that are set and that evaluation depends on."""
-    return {name: value for name, value in fields.items() if value not in (None, "") and name not in UNUSED}
-
-
-def _ideal_model(session: Session) -> Model:
-    """The exact denoiser of data with known truth."""
-    if session.data.truth is None:
-        raise UserError(
-            f"config.denoiser.name = 'ideal' needs data with known truth, not '{session.data.name}'; use toy."
-        )
-    if session.config.denoiser.clip:
-        raise UserError("config.denoiser.name = 'ideal' is exact and clips nothing; set config.denoiser.clip = False.")
-    return Model(IdealDenoiser(session.data.truth, session.process), {"weights": "ideal"}, "the exact denoiser")
-
-
-DENOISERS: dict[str, DenoiserKind] = {
-    "network": DenoiserKind(_network_model, trainable=True),
-    "ideal": DenoiserKind(_ideal_model, trainable=False),
-}

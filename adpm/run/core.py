@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from adpm.denoiser import LABELS
 from adpm.likelihood import DECODERS
 from adpm.nn import NETWORKS
 from adpm.process import PROCESSES
-from adpm.run.assembly import DENOISERS, Tables
+from adpm.run.assembly import Tables
 from adpm.run.data import DATA_SETS
+from adpm.run.models import DENOISERS
 from adpm.run.paths import COSTS
 from adpm.run.training import OBJECTIVES
 from adpm.solver import SOLVERS
@@ -20,6 +22,7 @@ CORE = Tables(
     denoisers=DENOISERS,
     objectives=OBJECTIVES,
     rules=RULES,
+    labels=LABELS,
     solvers=SOLVERS,
     trajectories=TRAJECTORIES,
     costs=COSTS,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from adpm import ideal
 from adpm.errors import UserError, lookup
+from adpm.run import cifar10
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class DataSet:
         return ((x.float() - self.low) / (self.high - self.low)).clamp(0, 1)
 
 
-def digits() -> DataSet:
+def digits(*, low: float = -1.0, high: float = 1.0) -> DataSet:
     """scikit-learn's 1797 handwritten digits: 8x8, one channel, levels 0..16; every fifth image is for test."""
     from sklearn.datasets import load_digits
 
@@ -69,13 +71,13 @@ def digits() -> DataSet:
         "digits",
         {"train": images[~test], "test": images[test]},
         17,
-        -1.0,
-        1.0,
+        low,
+        high,
         {"train": labels[~test], "test": labels[test]},
     )
 
 
-def patches(*, size: int = 32, stride: int = 4) -> DataSet:
+def patches(*, size: int = 32, stride: int = 4, low: float = -1.0, high: float = 1.0) -> DataSet:
     """RGB crops (`size` x `size`, every `stride` pixels) of scikit-learn's two photographs, 256 levels.
 
     The right quarter of each photograph is for test; no training crop touches it.
@@ -95,7 +97,7 @@ def patches(*, size: int = 32, stride: int = 4) -> DataSet:
         for name, region in (("train", image[:, :, :border]), ("test", image[:, :, border:])):
             crops = region.unfold(1, size, stride).unfold(2, size, stride)
             parts[name].append(crops.permute(1, 2, 0, 3, 4).reshape(-1, 3, size, size))
-    return DataSet("patches", {name: torch.cat(p) for name, p in parts.items()}, 256, -1.0, 1.0, {})
+    return DataSet("patches", {name: torch.cat(p) for name, p in parts.items()}, 256, low, high, {})
 
 
 def toy(*, size: int = 4, seed: int = 0) -> DataSet:
@@ -119,4 +121,15 @@ def toy(*, size: int = 4, seed: int = 0) -> DataSet:
     return DataSet("toy", {"train": draws[:8192], "test": draws[8192:]}, 0, -2.0, 2.0, {}, truth)
 
 
-DATA_SETS: dict[str, Callable[..., DataSet]] = {"digits": digits, "patches": patches, "toy": toy}
+def cifar10_images(*, folder: str = "data", download: bool = False, low: float = -1.0, high: float = 1.0) -> DataSet:
+    """CIFAR-10: 50,000 and 10,000 RGB images of 32x32, 256 levels, from its published archive in `folder`."""
+    splits, labels = cifar10.read(Path(folder), download)
+    return DataSet("cifar10", splits, 256, low, high, labels)
+
+
+DATA_SETS: dict[str, Callable[..., DataSet]] = {
+    "digits": digits,
+    "patches": patches,
+    "toy": toy,
+    "cifar10": cifar10_images,
+}

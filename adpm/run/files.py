@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from adpm.errors import UserError
 from adpm.moments import leaves
 
 # Sections and fields that a workdir's weights depend on. Everything else is part of the names of what depends on it.
-TIME_LABEL = ("denoiser.time_shift", "denoiser.time_scale")
+TIME_LABEL = ("denoiser.label", "denoiser.time_shift", "denoiser.time_scale")
 MODEL = ("data", "process", "network", "denoiser.name", "denoiser.predicts", *TIME_LABEL)
 TRAINING = (*MODEL, "seed", "train")
 FREE = {
@@ -86,14 +86,15 @@ def check_writable(workdir: Path) -> None:
         raise UserError(f"--workdir = '{workdir}' cannot be written ({error.strerror}); choose another.") from error
 
 
-def claim_workdir(workdir: Path, config: Mapping[str, Any], parts: Sequence[str]) -> None:
+def claim_workdir(workdir: Path, config: Mapping[str, Any], parts: Sequence[str], free: Collection[str] = ()) -> None:
     """Check that the workdir belongs to this config as far as `parts` go, and remember that it does.
 
     Raises:
         UserError: if it holds another model (the differing fields are named).
     """
     path = workdir / "config.json"
-    wanted, old = identity(config, parts), {}
+    wanted = {name: value for name, value in identity(config, parts).items() if name not in free}
+    old: dict[str, Any] = {}
     if path.exists():
         try:
             old = dict(json.loads(path.read_text()).items())

@@ -135,6 +135,9 @@ def _ms_eps(session: Session) -> NDArray[np.floating[Any]]:
     return np.concatenate([[0.0], 1.0 - variance * np.exp(process.log_snr(process.times[1:]))])
 
 
+SOLVER_FIELDS = ("solver", "corrector", "corrector_snr", "corrector_steps", "corrector_first")
+
+
 def method_name(session: Session) -> str:
     """A short name for files: rule, trajectory, steps, eta."""
     config = session.config
@@ -153,6 +156,6 @@ def method_protocol(session: Session, path: ChosenPath) -> dict[str, Any]:
         "trajectory": config.trajectory.to_dict(),
         "path": path.indices.tolist(),
         "eta": config.sampling.eta,
-        "solver": config.sampling.solver,
+        "solver": {key: value for key, value in config.sampling.items() if key in SOLVER_FIELDS},
         "moments": moments_key(session) if session.used_moments else None,
     }

@@ -11,7 +11,7 @@ from adpm.errors import UserError
 from adpm.nn.checkpoint import save_weights
 from adpm.noise import KeyedNoise
 from adpm.run.assembly import Session
-from adpm.run.files import TRAINING, claim_workdir, write_whole
+from adpm.run.files import TRAINING, write_whole
 from adpm.run.report import Report, image_grid, progress, say
 from adpm.run.training import Trainer, deferred_interrupt
 from adpm.sampler import keyed, sample
@@ -64,7 +64,7 @@ def make_trainer(session: Session) -> Trainer:
     """The trainer of a session, restored from the workdir's state."""
     if not session.tables.denoisers[session.config.denoiser.name].trainable:
         raise UserError(f"config.denoiser.name = '{session.config.denoiser.name}' has nothing to train; use network.")
-    claim_workdir(session.workdir, session.config.to_dict(), TRAINING)
+    session.claim(TRAINING)
     network = session.network()
     return Trainer(
         network,

@@ -1,0 +1,43 @@
+"""Digits in continuous time. Variants: vp (the default), subvp, ve, then a preset ("ve+ancestral")."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.toy_sde import PRESET_VARIANTS
+
+
+def vp(config: ConfigDict) -> None:
+    config.process.name = "vp"
+    config.process.t_min = 1e-5
+    config.denoiser.label = "time_999"
+
+
+def subvp(config: ConfigDict) -> None:
+    vp(config)
+    config.process.name = "subvp"
+
+
+def ve(config: ConfigDict) -> None:
+    config.process.name = "ve"
+    config.process.t_min = 1e-5
+    config.network.variant = "ve"
+    config.denoiser.label = "sigma"
+    config.denoiser.predicts = "score"
+    config.data.low = 0.0
+
+
+def _digits_ve(config: ConfigDict) -> None:
+    ve(config)
+    config.process.sigma_max = 10.0  # about the largest distance between two digits in [0, 1]
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = base.get_config()
+    config.network.name = "score_sde"
+    config.network.attention_resolutions = (4,)
+    config.network.dropout = 0.25
+    config.train.iterations = 10_000
+    variants = {"vp": vp, "subvp": subvp, "ve": _digits_ve, **PRESET_VARIANTS}
+    return base.with_variant(config, variant or "vp", variants)

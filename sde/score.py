@@ -1,0 +1,85 @@
+"""Score networks as denoisers.
+
+A network trained in continuous time approximates score(x, t) = grad log q(x_t), and
+
+    score = -E[eps | x_t] / sigma_t,    eps = -sigma_t score,    x_0 = (x + sigma_t^2 score) / alpha_t
+
+so it is a `Denoiser` like any other, once two things are said: what its output means and what number it receives as
+time. The conventions of Song et al. 2021 (score_sde):
+
+    VP, sub-VP   output is noise-like, score = -output / sigma_t      label 999 t
+    VE           output is the score itself (the network has divided by sigma_t)   label sigma_t
+
+Networks on discrete steps take `adpm.denoiser.index_label`: score_sde's VP with n = 1..N is shift 1, its VE on times
+k/(N-1) is shift 1, scale -(N-1). The data range ([-1, 1], for the published VE networks [0, 1]) is what `clip` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from adpm.denoiser import Denoiser, Prediction, TimeLabel
+from adpm.errors import lookup
+from adpm.process import Process
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a score network is to be read.
+
+    Attributes:
+        predicts: meaning of the output, a key of `adpm.denoiser.PREDICTIONS`.
+        label: the number that the network receives, a key of LABELS.
+    """
+
+    predicts: str
+    label: str
+
+
+def score_of(prediction: Prediction, sigma: float | Tensor) -> Tensor:
+    """score = -eps / sigma_t, with the eps that goes with the clipped x0."""
+    return -prediction.eps / sigma
+
+
+def score_denoiser(
+    network: nn.Module | Callable[[Tensor, Tensor], Tensor],
+    process: Process,
+    convention: Convention,
+    clip: tuple[float, float] | None = None,
+    eps_after_clip: str = "rederive",
+) -> Denoiser:
+    """A score network as a denoiser of `process`.
+
+    Args:
+        network: (x [B, C, H, W], label [B]) -> [B, C (+ head), H, W].
+        process: the process it was trained for.
+        convention: one of CONVENTIONS, or the user's own.
+        clip, eps_after_clip: as in `adpm.denoiser.Denoiser`.
+
+    Raises:
+        UserError: for an unknown name in `convention`.
+    """
+    label = lookup(LABELS, convention.label, "denoiser.label")(process)
+    return Denoiser(
+        network,
+        process,
+        predicts=convention.predicts,
+        time_label=label,
+        clip=clip,
+        eps_after_clip=eps_after_clip,
+    )
+
+
+LABELS: dict[str, Callable[[Process], TimeLabel]] = {
+    "time_999": lambda process: lambda t: 999.0 * t,
+    "sigma": lambda process: process.sigma,
+}
+
+CONVENTIONS: dict[str, Convention] = {
+    "vp": Convention("eps", "time_999"),
+    "subvp": Convention("eps", "time_999"),
+    "ve": Convention("score", "sigma"),
+}

@@ -1,0 +1,220 @@
+"""Continuous time from the command line: every mode, solver and preset, and the headline command on CIFAR-10."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adpm.run.assembly import Session
+from adpm.run.cifar10 import ARCHIVE, TEST, TRAIN
+from adpm.run.cli import load_config, run
+from adpm.run.core import CORE
+from adpm.run.data import toy
+from adpm.run.modes import MODES
+from sde.process import PROCESSES
+from sde.solver import PRESETS, SOLVERS
+from sde.tables import SDE_TABLES
+from tests.goldens import DATA, golden_json
+
+ROOT = Path(__file__).parent.parent
+TABLES = CORE.merged(SDE_TABLES)
+FEW = ("--config.moments.draws=60", "--config.moments.times=30")
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def go(workdir: Path, config: str, mode: str, *overrides: str) -> int:
+    argv = ["main.py", f"--config=configs/{config}", f"--mode={mode}", f"--workdir={workdir}", *overrides]
+    return run(argv, TABLES, MODES)
+
+
+def samples_in(workdir: Path) -> np.ndarray:
+    (file,) = workdir.glob("samples/*/samples.npz")
+    return np.load(file)["samples"].astype(np.float64)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_samples_and_bound_in_an_exact_world(tmp_path, name):
+    """Least-cost steps on each SDE: the samples' spread is the data's, the bound lies above the exact -log p."""
+    assert (
+        go(
+            tmp_path,
+            f"toy_sde.py:{name}",
+            "sample",
+            *FEW,
+            "--config.sampling.samples=1000",
+            "--config.trajectory.steps=40",
+        )
+        == 0
+    )
+    truth = toy().truth
+    assert truth is not None
+    x = samples_in(tmp_path).reshape(1000, -1)
+    spread = ((x - truth.mean().numpy()) ** 2).mean(1)
+    assert abs(spread.mean() - truth.variance()) < 4 * spread.std() / math.sqrt(1000) + 0.02 * truth.variance()
+    assert go(tmp_path, f"toy_sde.py:{name}", "likelihood", *FEW, "--config.trajectory.steps=200") == 0
+    (file,) = tmp_path.glob("likelihood/*/result.json")
+    test = toy().split("test").double().flatten(1)
+    log_p = torch.logsumexp(
+        truth.weights.log()
+        - 0.5 * (((test[:, None] - truth.means) ** 2 / truth.spectrum) + (2 * math.pi * truth.spectrum).log()).sum(2),
+        dim=1,
+    )
+    exact = float(-log_p.mean() / (truth.dim * math.log(2)))
+    assert -0.02 < json.loads(file.read_text())["bits_per_dim"] - exact < 0.15
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_samples_the_data(tmp_path, solver, capsys):
+    """200 samples of each solver: pixels spread like the data's."""
+    path = "--config.trajectory.steps=2" if "adaptive" in solver else "--config.trajectory.steps=200"
+    options = ("--config.trajectory.name=even", f"--config.sampling.solver={solver}", "--config.sampling.samples=200")
+    assert go(tmp_path, "toy_sde.py:vp", "sample", path, *options, "--config.sampling.batch_size=200") == 0
+    spread = samples_in(tmp_path).reshape(200, -1).var(0).mean()
+    assert 0.8 < spread / toy().truth.variance() < 1.2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", PROCESSES)
+def test_presets_are_config_variants(tmp_path, name, preset):
+    config = load_config("configs/toy_sde.py", f"{name}+{preset}")
+    assert (config.rule.name, config.sampling.eta) == (PRESETS[preset][name].rule, PRESETS[preset][name].eta)
+    assert go(tmp_path, f"toy_sde.py:{name}+{preset}", "sample", "--config.sampling.samples=4") == 0
+
+
+def test_a_corrector_adds_its_calls(tmp_path, capsys):
+    corrector = ("--config.sampling.corrector=langevin", "--config.sampling.corrector_steps=2")
+    steps = ("--config.trajectory.name=even", "--config.trajectory.steps=6", "--config.sampling.samples=4")
+    assert go(tmp_path, "toy_sde.py:ve", "sample", *steps, "--config.rule.name=small", *corrector) == 0
+    assert "18 network calls each" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["--config.process.t_min=2.0"], "t_min = 2.0 must lie in (0, 1)"),
+        (["--config.process.sigma_max=3.0"], "sigma_max = 3.0 does not go with config.process.name = 'vp'"),
+        (["--config.process.grid=linear"], "'linear' is unknown"),
+        (["--config.process.beta_max=-1.0"], "must satisfy 0 < min <= max"),
+        (["--config.sampling.corrector=langewin"], "did you mean 'langevin'"),
+        (["--config.process.name=linear", "--config.sampling.solver=euler_maruyama"], "needs an SDE (vp, subvp, ve)"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, capsys, overrides, told):
+    assert go(tmp_path / "run", "toy_sde.py", "sample", *overrides) == 2
+    err = capsys.readouterr().err
+    assert told in err and err.count("\n") == 1
+
+
+def test_reference_times_of_an_sde_are_free(tmp_path, capsys):
+    """A network in continuous time can be sampled on any grid: the workdir's weights serve all of them."""
+    small = ("--config.network.model_channels=8", "--config.train.iterations=2", "--config.train.batch_size=4")
+    assert go(tmp_path, "digits_sde.py:ve", "train", *small) == 0
+    few = ("--config.moments.draws=6", "--config.moments.times=8", "--config.sampling.samples=2")
+    for grid in ("uniform", "edm"):
+        times = (f"--config.process.grid={grid}", "--config.process.t_min=0.001", "--config.process.steps=50")
+        assert go(tmp_path, "digits_sde.py:ve", "sample", *small, *few, *times, "--config.trajectory.steps=5") == 0
+    capsys.readouterr()
+    assert go(tmp_path, "digits_sde.py:ve", "sample", *small, *few, "--config.process.sigma_max=20.0") == 2
+    assert "process.sigma_max: 10.0 there, 20.0 now" in capsys.readouterr().err
+
+
+def archive(folder: Path, images: int = 4) -> None:
+    """A small archive in the published format: five training batches and a test batch of `images` each."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    with tarfile.open(folder / ARCHIVE, "w:gz") as file:
+        for i, name in enumerate((*TRAIN, *TEST)):
+            batch = {
+                b"data": rng.integers(0, 256, (images, 3072), dtype=np.uint8),
+                b"labels": [i] * images,
+                b"batch_label": name.encode(),
+            }
+            stored = pickle.dumps(batch, protocol=4)
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(stored)
+            file.addfile(member, io.BytesIO(stored))
+
+
+def cifar_overrides(folder: Path, variant: str) -> list[str]:
+    """What makes cifar10_sde fit the small published checkpoints in tests/data."""
+    network = golden_json("formats/formats_manifest")[f"score_sde_{variant}"]["network"]
+    attention = network["attention_resolutions"][0] * 32 // network["resolution"]  # the same level of a larger image
+    return [
+        f"--config.data.folder={folder}",
+        f"--config.network.model_channels={network['model_channels']}",
+        f"--config.network.channel_mult=({','.join(map(str, network['channel_mult']))},)",
+        f"--config.network.num_res_blocks={network['num_res_blocks']}",
+        f"--config.network.attention_resolutions=({attention},)",
+        f"--config.network.pretrained={DATA / 'formats' / f'score_sde_{variant}.pth'}",
+        "--config.moments.draws=6",
+        "--config.moments.times=6",
+        "--config.sampling.samples=2",
+        "--config.trajectory.steps=3",
+    ]
+
+
+@pytest.mark.parametrize("variant", ["vp", "ve"])
+def test_the_headline_command(tmp_path, variant, capsys):
+    """cifar10_sde on a checkpoint in score_sde's own layout (random weights, small) and an archive in CIFAR-10's."""
+    archive(tmp_path / "data")
+    overrides = cifar_overrides(tmp_path / "data", variant)
+    assert go(tmp_path / "run", f"cifar10_sde.py:{variant}", "sample", *overrides) == 0
+    told = capsys.readouterr().out
+    assert f"score_sde_{variant}.pth" in told and "3 network calls each" in told
+    assert samples_in(tmp_path / "run").shape == (2, 3, 32, 32)
+
+
+def test_the_reader_gives_every_pixel_its_place(tmp_path):
+    archive(tmp_path / "data", images=2)
+    config = load_config("configs/cifar10_sde.py", "ve")
+    config.data.folder = str(tmp_path / "data")
+    config.network.model_channels = 8
+    data = Session(config, tmp_path / "run", TABLES).data
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 256, (2, 3072), dtype=np.uint8)
+    assert np.array_equal(data.split("train")[:2].numpy(), first.reshape(2, 3, 32, 32))
+    assert data.labels["train"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and data.labels["test"].tolist() == [5, 5]
+    assert (data.low, data.high, data.levels) == (0.0, 1.0, 256)
+    assert float(data.scaled(torch.tensor([255], dtype=torch.uint8))) == 1.0
+
+
+def test_a_missing_archive_and_missing_weights_say_what_to_do(tmp_path, capsys):
+    folder = f"--config.data.folder={tmp_path / 'data'}"
+    assert go(tmp_path / "run", "cifar10_sde.py", "sample", folder) == 2
+    told = capsys.readouterr().err
+    assert ARCHIVE in told and str(tmp_path / "data") in told and "--config.data.download=True" in told
+    archive(tmp_path / "data")
+    assert go(tmp_path / "run", "cifar10_sde.py", "sample", folder, "--config.network.model_channels=8") == 2
+    told = capsys.readouterr().err
+    assert str(tmp_path / "run" / "weights.safetensors") in told and "--mode=train" in told
+    (tmp_path / "data" / ARCHIVE).write_bytes(b"not an archive")
+    assert go(tmp_path / "run", "cifar10_sde.py", "sample", folder) == 2
+    assert "is not the published CIFAR-10 archive" in capsys.readouterr().err
+
+
+def test_an_archive_that_runs_code_is_refused(tmp_path, capsys):
+    class Evil:
+        def __reduce__(self):
+            return print, ("code ran",)
+
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data" / ARCHIVE, "w:gz") as file:
+        stored = pickle.dumps({b"data": Evil()})
+        member = tarfile.TarInfo(f"cifar-10-batches-py/{TRAIN[0]}")
+        member.size = len(stored)
+        file.addfile(member, io.BytesIO(stored))
+    assert go(tmp_path / "run", "cifar10_sde.py", "sample", f"--config.data.folder={tmp_path / 'data'}") == 2
+    captured = capsys.readouterr()
+    assert "code ran" not in captured.out and "builtins.print is not part of an array" in captured.err
