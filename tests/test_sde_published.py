@@ -32,7 +32,7 @@ from sde.solver import PRESETS, EulerMaruyama, ProbabilityFlowEuler
 from tests.goldens import RTOL, MixtureNetwork, golden, rel
 from tests.sde_worlds import FIRST, NAMES, WORLDS, preset_kernel
 
-ODE_LIKELIHOOD = "the ODE likelihood has its own tests"
+ODE_LIKELIHOOD = "tests/test_sde_likelihood.py"
 # file -> pattern of keys -> how many there are, and where they are checked
 PLACES: dict[str, dict[str, tuple[int, str]]] = {
     "score_sde": {

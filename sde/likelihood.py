@@ -1,0 +1,228 @@
+"""Exact likelihood by the probability-flow ODE, in nats (Song et al. 2021, section 4.3 and eq. 39).
+
+    dx/dt = v(x, t) = f(t) x - g(t)^2/2 score(x, t),    score = -eps / sigma_t,    t from t_min to T = 1
+    -log p(x) = -log N(x_T; 0, prior_std^2 I) - integral of div v along the path
+
+It is exact for the model that draws x_T from the prior and follows the ODE back to t_min: p is the model's density of
+x_{t_min}, evaluated at the data (on VE that is smoothed by sigma_min). The integral is the mean over probes z of the
+integrals of z^T (dv/dx) z (Hutchinson): unbiased for E z z^T = I, its spread over probes the error bar.
+
+Clipping has no part in it: a clipped x0 has no slope, and its eps is no score. `Prediction.eps_network` is used, the
+noise prediction before clipping, whatever the denoiser's `clip` says.
+
+Data with levels are dequantised: x + (u - 1/2) w, u uniform, w the distance of levels. A density of dequantised data
+bounds the probability of the levels, whatever their scale:
+
+    -log P(level) <= E_u[-log p] - d log w,    in bits/dim: nats / (d log 2) - log2 w
+
+score_sde puts its 256 levels at (k + 1/2) / 128 - 1: Levels(256, -1 + 1/256, 1 - 1/256), w = 1/128 and so "+ 7"; on
+data that are not centred, Levels(256, 1/512, 1 - 1/512), w = 1/256 and "+ 8". Levels(256, -1, 1) has
+w = 2/255 and log2(127.5) = 6.994: the same quantity, comparable with both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from adpm.denoiser import Counted, Denoise
+from adpm.errors import UserError, lookup
+from adpm.likelihood import Levels
+from adpm.noise import KeyedNoise
+from adpm.process import Array, Process
+from sde.process import END, SDE
+
+
+@dataclass(frozen=True)
+class FlowLikelihood:
+    """-log p of a batch by the probability flow; float64.
+
+    Attributes:
+        nats: [B], -log p = prior - divergence.
+        prior: [B], -log N(x_T; 0, prior_std^2 I).
+        divergence: [B], integral of div v from t_min to T, the mean over probes.
+        standard_error: [B], of that mean over probes, or None for one probe; the solver's error is not in it.
+        latent: x_T, of x's shape.
+        nfe: evaluations of the denoiser; each also costs one vector-Jacobian product per probe.
+    """
+
+    nats: Tensor
+    prior: Tensor
+    divergence: Tensor
+    standard_error: Tensor | None
+    latent: Tensor
+    nfe: int
+
+
+PROBES: dict[str, Callable[[Tensor], Tensor]] = {
+    "rademacher": lambda noise: torch.ones_like(noise).copysign(noise),
+    "gaussian": lambda noise: noise,
+}
+"""Standard normal noise -> probes z with E z z^T = I. With J the symmetric part of the integrated Jacobian, one probe
+has variance 2 ||J||_F^2 (Gaussian), or that without J's diagonal (Rademacher): the smaller, and 0 for diagonal J.
+On VP and sub-VP the drift's f takes most of the diagonal away, on VE nothing does: Gaussian probes are poor there."""
+
+
+def keyed_probes(kind: str, count: int, seed: int, images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`count` probes of each image, [P, B, *shape] float64: functions of (seed, image, number of the probe) alone.
+
+    Args:
+        kind: a key of PROBES.
+        images: [B], the images' numbers.
+
+    Raises:
+        UserError: for an unknown kind, or count < 1.
+    """
+    draw = lookup(PROBES, kind, "config.likelihood.probe")
+    if count < 1:
+        raise UserError(f"config.likelihood.probes = {count} must be at least 1; from 2 on there is an error bar.")
+    keyed = KeyedNoise(seed, "probe")
+    return torch.stack([draw(keyed(images, number, shape).double()) for number in range(count)])
+
+
+class ProbabilityFlow:
+    """The right-hand side of the ODE and its divergence: (x, t) -> v [B, ...] and z^T (dv/dx) z [P, B], float64.
+
+    Args:
+        denoise: differentiable in x, no image of a batch acting on another (normalisation layers in eval mode).
+        process: VP, sub-VP or VE.
+        probes: [P, B, ...].
+        dtype: what the denoiser computes in.
+    """
+
+    def __init__(self, denoise: Denoise, process: SDE, probes: Tensor, dtype: torch.dtype = torch.float64) -> None:
+        self._denoise, self.process, self.dtype = Counted(denoise), process, dtype
+        self.probes = probes.double()
+        self._squared = self.probes.square().flatten(2).sum(2)
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the denoiser so far."""
+        return self._denoise.calls
+
+    def __call__(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        f, g, sigma = (float(c(t)) for c in (self.process.drift, self.process.diffusion, self.process.sigma))
+        gain = 0.5 * g**2 / sigma
+        with torch.inference_mode(False), torch.enable_grad():
+            # a copy: what was made in inference mode carries no gradient
+            leaf = x.detach().to(self.dtype, copy=True).requires_grad_()
+            eps = self._denoise(leaf, t).eps_network
+            quadratic = self._quadratic_forms(eps, leaf)
+        return f * x + gain * eps.detach().double(), f * self._squared + gain * quadratic
+
+    def _quadratic_forms(self, eps: Tensor, leaf: Tensor) -> Tensor:
+        """z^T (d eps/dx) z for each probe and image, [P, B]."""
+        if not eps.requires_grad:
+            raise UserError("the likelihood needs a denoiser that can be differentiated in x; this one cuts gradients.")
+        forms = []
+        for probe in self.probes:
+            (product,) = torch.autograd.grad(eps, leaf, probe.to(eps.dtype), retain_graph=True)
+            forms.append((product.double() * probe).flatten(1).sum(1))
+        return torch.stack(forms)
+
+
+def flow_likelihood(
+    denoise: Denoise,
+    process: Process,
+    x: Tensor,
+    probes: Tensor,
+    *,
+    t_min: float = 1e-5,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_nfe: int = 1000,
+) -> FlowLikelihood:
+    """-log p(x) by one adaptive integration from t_min to 1 (Dormand-Prince of order 5, float64).
+
+    Step sizes are chosen for the whole batch: an error is measured in the root mean square over all images, and over
+    all divergences, the larger of the two. So the nats of an image depend on its batch and on the number of probes, to
+    within the tolerance.
+
+    Args:
+        denoise: the model, see ProbabilityFlow; it computes in x's dtype, the ODE's state is float64.
+        process: VP, sub-VP or VE.
+        x: images [B, ...], dequantised where data have levels.
+        probes: [P, B, ...], see keyed_probes.
+        t_min: where the data are put.
+        rtol, atol: tolerances of one step.
+        max_nfe: evaluations allowed.
+
+    Raises:
+        UserError: for bad input, when max_nfe is used up, or when the step size has vanished.
+    """
+    _check(x, probes, t_min, rtol, atol)
+    sde = _sde(process)
+    with torch.no_grad():
+        flow = ProbabilityFlow(denoise, sde, probes.to(x.device), x.dtype)
+        start = (x.double(), torch.zeros(probes.shape[:2], dtype=torch.float64, device=x.device))
+        latent, integrals = _integrate(flow, start, t_min, rtol, atol, max_nfe)
+    prior = gaussian_nats(latent, sde.prior_std)
+    divergence, count = integrals.mean(0), len(probes)
+    error = integrals.std(0) / math.sqrt(count) if count > 1 else None
+    return FlowLikelihood(prior - divergence, prior, divergence, error, latent, flow.nfe)
+
+
+def _sde(process: Process) -> SDE:
+    if not isinstance(process, SDE):
+        raise UserError(f"the probability flow needs an SDE (vp, subvp, ve), got {type(process).__name__}.")
+    return process
+
+
+def _check(x: Tensor, probes: Tensor, t_min: float, rtol: float, atol: float) -> None:
+    if not 0.0 < t_min < END:
+        raise UserError(f"config.likelihood.t_min = {t_min} must lie in (0, 1); 1e-5 is the published choice.")
+    if not (rtol > 0.0 and atol > 0.0):
+        raise UserError(f"config.likelihood.rtol = {rtol} and config.likelihood.atol = {atol} must be positive.")
+    if not x.isfinite().all():
+        raise UserError("an image holds values that are not finite: its likelihood is not defined.")
+    if probes.shape[1:] != x.shape or not len(probes):
+        raise UserError(f"probes must have shape [P, *{tuple(x.shape)}] with P >= 1, got {tuple(probes.shape)}.")
+
+
+def _integrate(
+    flow: ProbabilityFlow, start: tuple[Tensor, Tensor], t_min: float, rtol: float, atol: float, max_nfe: int
+) -> tuple[Tensor, Tensor]:
+    """(x, divergences) at T."""
+
+    def failed(reason: str) -> UserError:
+        return UserError(
+            f"the probability-flow ODE of the likelihood from t = {t_min:g} to 1 was not solved: {reason}; allow more "
+            f"evaluations, loosen rtol = {rtol:g} and atol = {atol:g}, or start at a larger t_min."
+        )
+
+    def velocity(time: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        now = min(max(float(time), t_min), END)  # beyond the interval when the first step size is tried out
+        if flow.nfe >= max_nfe:
+            raise failed(f"max_nfe = {max_nfe} evaluations were spent at t = {now:.4g}")
+        return flow(state[0], now)
+
+    interval = torch.tensor([t_min, END], dtype=torch.float64, device=start[0].device)
+    try:
+        # step_t: without it the last step would overshoot T and evaluate there
+        options = {"step_t": interval[1:]}
+        x, divergences = odeint(velocity, start, interval, rtol=rtol, atol=atol, method="dopri5", options=options)
+    except AssertionError as error:
+        raise failed("its step size vanished, or its state is not finite") from error
+    return x[-1], divergences[-1]
+
+
+def gaussian_nats(x: Tensor, std: float) -> Tensor:
+    """-log N(x; 0, std^2 I) per image, [B]."""
+    return (0.5 * (x / std).square() + math.log(std) + 0.5 * math.log(2.0 * math.pi)).flatten(1).sum(1)
+
+
+def dequantised(x: Tensor, levels: Levels, noise: Tensor) -> Tensor:
+    """x + (u - 1/2) w, float64, with u = Phi(noise), uniform for standard normal noise; continuous data stay as is."""
+    if not levels.count:
+        return x.double()
+    return x.double() + (torch.special.ndtr(noise.double()) - 0.5) * levels.width
+
+
+def discrete_nats(nats: Tensor | Array, levels: Levels, dim: int) -> Tensor | Array:
+    """nats of dequantised data -> nats of their levels, - d log w; continuous data stay as they are."""
+    return nats - dim * math.log(levels.width) if levels.count else nats
