@@ -129,10 +129,17 @@ def get_config() -> ConfigDict:
     config.sampling.grid = 64  # samples shown
 
     config.likelihood = ConfigDict()
+    config.likelihood.method = "bound"  # bound (variational) | flow (SDEs: the probability-flow ODE)
     config.likelihood.split = "test"
     config.likelihood.images = 0  # 0 = the whole split
     config.likelihood.batch_size = 256
     config.likelihood.decoder = "published"  # published | published_elbo | optimal: variance of the data term
+    config.likelihood.probe = "rademacher"  # flow: rademacher | gaussian, probes of the divergence
+    config.likelihood.probes = 1  # flow: probes per image
+    config.likelihood.t_min = 1e-5  # flow: where the data are put
+    config.likelihood.rtol = 1e-5  # flow: tolerances of the adaptive solver
+    config.likelihood.atol = 1e-5
+    config.likelihood.max_nfe = 1000  # flow: evaluations allowed per batch
     return config
 
 

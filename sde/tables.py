@@ -11,6 +11,7 @@ from adpm.run.assembly import Tables
 from adpm.solver import Solver
 from adpm.variance import Rule
 from sde.corrector import CORRECTORS, Langevin, PredictorCorrector
+from sde.mode import flow
 from sde.process import PROCESSES
 from sde.score import LABELS
 from sde.solver import SOLVERS, ReverseSDE
@@ -37,5 +38,6 @@ SDE_TABLES = Tables(
     processes=PROCESSES,
     labels={name: _label(label) for name, label in LABELS.items()},
     solvers={name: _solver(build) for name, build in SOLVERS.items()},
+    likelihoods={"flow": flow},
     correctors={name: _corrector(build) for name, build in CORRECTORS.items()},
 )

@@ -75,6 +75,37 @@ def test_samples_and_bound_in_an_exact_world(tmp_path, name):
     assert -0.02 < json.loads(file.read_text())["bits_per_dim"] - exact < 0.15
 
 
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_flow_finds_the_exact_likelihood(tmp_path, name, capsys):
+    """bits/dim by the ODE equal the exact -log2 p / d of the same images, to 4 standard errors of the difference."""
+    probes = ("--config.likelihood.images=200", "--config.likelihood.batch_size=200", "--config.likelihood.probes=4")
+    assert go(tmp_path, f"toy_sde.py:{name}", "likelihood", "--config.likelihood.method=flow", *probes) == 0
+    (file,) = tmp_path.glob("likelihood/flow-*/result.json")
+    result = json.loads(file.read_text())
+    truth = toy().truth
+    assert truth is not None
+    x = toy().split("test")[:200].double().flatten(1)
+    distance = ((x[:, None] - truth.means) ** 2 / truth.spectrum + (2 * math.pi * truth.spectrum).log()).sum(2)
+    exact = float(-torch.logsumexp(truth.weights.log() - 0.5 * distance, 1).mean() / (truth.dim * math.log(2)))
+    assert result["bits_per_dim"] == pytest.approx(exact, abs=0.03)
+    assert "4 rademacher probe(s)" in capsys.readouterr().out
+
+
+def test_the_flow_of_digits_counts_levels(tmp_path):
+    """An untrained network says N(0, I)-like things about digits: bits/dim lie far above log2(17), and are finite."""
+    small = ("--config.network.model_channels=8", "--config.train.iterations=1", "--config.train.batch_size=2")
+    assert go(tmp_path, "digits_sde.py:vp", "train", *small) == 0
+    few = ("--config.likelihood.method=flow", "--config.likelihood.images=3")
+    assert go(tmp_path, "digits_sde.py:vp", "likelihood", *small, *few) == 0
+    (file,) = tmp_path.glob("likelihood/flow-*/result.json")
+    assert 4.0 < json.loads(file.read_text())["bits_per_dim"] < 30.0
+
+
+def test_the_flow_needs_an_sde(tmp_path, capsys):
+    assert go(tmp_path, "toy.py", "likelihood", "--config.likelihood.method=flow") == 2
+    assert "SDE" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_samples_the_data(tmp_path, solver, capsys):
     """200 samples of each solver: pixels spread like the data's."""

@@ -72,6 +72,7 @@ class Tables:
     correctors: Mapping[str, Callable[[Solver, Process, float, int, bool], Solver]] = field(default_factory=dict)
     trajectories: Mapping[str, Builder] = field(default_factory=dict)
     costs: Mapping[str, Callable[[Session], Costs]] = field(default_factory=dict)
+    likelihoods: Mapping[str, Callable[[Session], None]] = field(default_factory=dict)
     decoders: Mapping[str, Callable[[DecoderNeeds], Decoder]] = field(default_factory=dict)
 
     def merged(self, other: Tables) -> Tables:
@@ -169,6 +170,7 @@ class Session:
             (ESTIMATORS, "rule", "estimator"),
             (tables.solvers, "sampling", "solver"),
             (tables.decoders, "likelihood", "decoder"),
+            (tables.likelihoods, "likelihood", "method"),
             (tables.trajectories, "trajectory", "name"),
             (tables.costs, "trajectory", "cost"),
             (BUDGETS, "trajectory", "budget"),

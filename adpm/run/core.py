@@ -9,6 +9,7 @@ from adpm.process import PROCESSES
 from adpm.run.assembly import Tables
 from adpm.run.data import DATA_SETS
 from adpm.run.models import DENOISERS
+from adpm.run.modes.likelihood import bound
 from adpm.run.paths import COSTS
 from adpm.run.training import OBJECTIVES
 from adpm.solver import SOLVERS
@@ -26,5 +27,6 @@ CORE = Tables(
     solvers=SOLVERS,
     trajectories=TRAJECTORIES,
     costs=COSTS,
+    likelihoods={"bound": bound},
     decoders=DECODERS,
 )

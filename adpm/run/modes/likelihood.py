@@ -19,7 +19,12 @@ from adpm.run.shards import Arrays, sharded
 
 
 def likelihood(session: Session) -> None:
-    """Evaluate the bound on config.likelihood.split."""
+    """Evaluate config.likelihood.split by config.likelihood.method."""
+    session.tables.likelihoods[session.config.likelihood.method](session)
+
+
+def bound(session: Session) -> None:
+    """The variational bound along the config's path."""
     section = session.config.likelihood
     if session.config.sampling.eta == 0.0:
         raise UserError("the bound is infinite at config.sampling.eta = 0 (DDIM); use a value in (0, 1].")
@@ -70,10 +75,10 @@ class Evaluation:
                 session.config.sampling.eta,
             )
         )
-        for bound in bounds:
-            if not torch.isfinite(bound.nats).all():
+        for term in bounds:
+            if not torch.isfinite(term.nats).all():
                 raise UserError(
-                    f"the bound is not finite in the step {bound.t:g} -> {bound.s:g}: a variance there is zero or "
+                    f"the bound is not finite in the step {term.t:g} -> {term.s:g}: a variance there is zero or "
                     "negative (config.rule, config.sampling.eta), or the network returned NaN (its weights)."
                 )
         rows = [b.nats for b in reversed(bounds)] + [prior_nats(session.process, x0)]
