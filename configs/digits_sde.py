@@ -38,6 +38,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.network.name = "score_sde"
     config.network.attention_resolutions = (4,)
     config.network.dropout = 0.25
-    config.train.iterations = 10_000
+    config.train.iterations = 8_000
     variants = {"vp": vp, "subvp": subvp, "ve": _digits_ve, **PRESET_VARIANTS}
     return base.with_variant(config, variant or "vp", variants)
