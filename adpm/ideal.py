@@ -54,6 +54,12 @@ class Mixture:
         spread = (self.means - self.mean()).square().sum(1) + self.spectrum.sum(1)
         return float(self.weights @ spread) / self.dim
 
+    def to(self, device: torch.device) -> Mixture:
+        """The same mixture on another device."""
+        basis = None if self.basis is None else self.basis.to(device)
+        means, spectrum = self.means.to(device), self.spectrum.to(device)
+        return Mixture(self.weights.to(device), means, spectrum, basis, self.shape)
+
     def sample(self, n: int, seed: int) -> Tensor:
         """n draws [n, C, H, W], float64."""
         generator = torch.Generator().manual_seed(seed)
@@ -65,8 +71,10 @@ class Mixture:
         return (self.means[k] + z).reshape(n, *self.shape)
 
     def posterior(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-        """E[x_0 | x_t = x] and the diagonal of Cov[x_0 | x_t = x], both of x's shape, float64."""
-        alpha, sigma = (torch.as_tensor(c, dtype=torch.float64).reshape(-1, 1) for c in (alpha, sigma))
+        """E[x_0 | x_t = x] and the diagonal of Cov[x_0 | x_t = x], both of x's shape, float64, on x's device."""
+        if x.device != self.means.device:
+            return self.to(x.device).posterior(x, alpha, sigma)
+        alpha, sigma = (torch.as_tensor(c, dtype=torch.float64, device=x.device).reshape(-1, 1) for c in (alpha, sigma))
         flat = x.double().reshape(len(x), 1, -1)
         delta = flat - alpha[:, None] * self.means  # [B, K, d]
         alpha3, sigma3 = alpha[:, None], sigma[:, None]

@@ -8,10 +8,18 @@ import pytest
 import torch
 from torch import nn
 
+from adpm.denoiser import Denoiser
+from adpm.likelihood import Levels, keyed_noise, path_terms
+from adpm.nn import iddpm
+from adpm.noise import KeyedNoise
+from adpm.process import PROCESSES
 from adpm.run.assembly import Session
 from adpm.run.cli import load_config
 from adpm.run.core import CORE
 from adpm.run.device import inference, resolve_device, runnable
+from adpm.sampler import keyed, sample
+from adpm.solver import ReverseGaussian
+from adpm.variance import Unit
 
 ROOT = Path(__file__).parent.parent
 
@@ -94,3 +102,23 @@ def test_inference_restores_the_mode():
     with inference(module):
         assert not module.training and torch.is_inference_mode_enabled()
     assert module.training and not torch.is_inference_mode_enabled()
+
+
+def test_the_loop_stays_on_its_device():
+    """On the meta device, which every machine has and which refuses to be mixed with the CPU."""
+    process = PROCESSES["linear"](1000)
+    with torch.device("meta"):
+        network = iddpm.build((1, 8, 8), model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_heads=2)
+    forward = runnable(network, "float32", False, torch.device("meta"))
+    denoise = Denoiser(forward, process, clip=(-1.0, 1.0))
+    noise = keyed(KeyedNoise(0, "sample"), torch.arange(4, device="meta"), (1, 8, 8))
+    solver = ReverseGaussian(process, Unit())
+    with inference(network):
+        steps = list(sample(denoise, solver, process, process.times[[0, 1, 300, 1000]], noise))
+    assert [step.x.device.type for step in steps] == ["meta"] * 3
+    x0 = torch.zeros(4, 1, 8, 8, device="meta", dtype=torch.float64)
+    levels, decoder = Levels(17, -1.0, 1.0), lambda t: 0.1
+    draws = keyed_noise(0, process, torch.arange(4, device="meta"), (1, 8, 8), x0.dtype)
+    times = process.times[[0, 1, 300, 1000]]
+    terms = list(path_terms(denoise, process, Unit(), decoder, levels, times, x0, draws))
+    assert [term.nats.device.type for term in terms] == ["meta"] * 3

@@ -194,3 +194,10 @@ def test_float32_states_lose_no_more_than_their_own_rounding():
         single, double = denoise(x, t), denoise(x.double(), t)
         torch.testing.assert_close(single.x0.double(), double.x0, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(single.eps.double(), double.eps, rtol=0, atol=1e-6 / scales(t)[1])
+
+
+def test_a_mixture_moves_to_the_device_of_its_states() -> None:
+    """On the meta device, which every machine has: nothing may stay behind on the CPU."""
+    mixture = ideal.full_mixture([0.4, 0.6], np.eye(2), np.stack([np.eye(2), 2 * np.eye(2)]), (1, 1, 2))
+    mean, variance = mixture.posterior(torch.zeros(3, 1, 1, 2, device="meta"), 0.7, 0.5)
+    assert mean.device.type == variance.device.type == "meta" and mean.shape == variance.shape == (3, 1, 1, 2)

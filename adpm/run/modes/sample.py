@@ -100,7 +100,8 @@ def _report(session: Session, folder: Path, samples: NDArray[Any], first: Arrays
     say(f"{len(samples)} samples, {int(first['nfe'])} network calls each, {seconds:.1f} s ({session.model.source}).")
     clipped = first["clipped"].astype(float)
     if clipped.any():
-        say(f"bounds acted in {np.count_nonzero(clipped)} of {len(clipped)} steps, on {clipped.max():.0%} at most.")
+        share = f", on {clipped.max():.0%} of the values at most" if clipped.max() < 1.0 else ""
+        say(f"bounds acted in {np.count_nonzero(clipped)} of {len(clipped)} steps{share}.")
     say(f"samples:     {folder / 'samples.npz'}")
     say(f"grid:        {folder / 'grid.png'}")
     say(f"TensorBoard: tensorboard --logdir {session.workdir / 'tensorboard'}")
