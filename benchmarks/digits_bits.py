@@ -118,7 +118,7 @@ def table(bench: Bench, title: str, data_term: Array | None) -> dict[tuple[str, 
         row = cells[name, steps] = [bench.bits(bench.rules[name], path_of(k)) for k in BUDGETS]
         print(f"| {name} | {steps} | " + " | ".join(shown(*cell) for cell in row) + " |", flush=True)
     solved = planner(bench.costs("analytic, residual", data_term), max(BUDGETS))
-    for k in (5, 25):
+    for k in (3, 5, 25):
         print(f"\nleast-cost path, residual, K = {k}: {solved.plan(k).path.tolist()}")
     return cells
 
@@ -158,6 +158,10 @@ def main() -> None:
     row = [published.bits(published.rules["analytic, residual"], solved.plan(k).path) for k in BUDGETS]
     print("\nanalytic, residual, planned with the data term of the published decoder and measured with it:")
     print("; ".join(f"K = {k}: {shown(*cell)}" for k, cell in zip(BUDGETS, row, strict=True)))
+    seen = [5, 10, 20, 55, 100, 200, 500]
+    ratio = optimal.statistics.variance()[np.array(seen) - 1] / optimal.residual[seen]
+    print("\nsquared x0 error, test split over Var_t (measured on the training split):")
+    print("; ".join(f"t = {t}: {r:.2f}" for t, r in zip(seen, ratio, strict=True)))
     if options.figure:
         figure(options.figure, first, second)
         print(f"\nfigure: {options.figure}")
