@@ -78,4 +78,19 @@ class ReverseGaussian:
         return Step(t, s, state, prediction, mean, covariance)
 
 
-SOLVERS: dict[str, Callable[[Process, Rule, float], Solver]] = {"reverse_gaussian": ReverseGaussian}
+@dataclass(frozen=True)
+class SolverKind:
+    """How a solver is built, and which of the user's choices have a part in it.
+
+    Attributes:
+        build: (process, rule=..., eta=...) -> solver, with the keywords that the flags say.
+        uses_rule: whether the variance rule is its covariance; else it brings its own noise.
+        uses_eta: whether eta is a choice; else it is part of the solver.
+    """
+
+    build: Callable[..., Solver]
+    uses_rule: bool
+    uses_eta: bool
+
+
+SOLVERS: dict[str, SolverKind] = {"reverse_gaussian": SolverKind(ReverseGaussian, uses_rule=True, uses_eta=True)}

@@ -21,6 +21,7 @@ from adpm.run.assembly import Session
 from adpm.run.cli import load_config
 from adpm.run.core import CORE
 from adpm.sampler import keyed, sample
+from adpm.solver import ReverseGaussian
 from adpm.trajectory import Request, trajectory
 from adpm.variance import Analytic
 from benchmarks.protocol import describe
@@ -39,7 +40,7 @@ def main() -> None:
         process, denoise = session.process, session.model.denoise
         times = process.times[trajectory("even", Request(process, options.steps))]
         rule = Analytic(lambda t: 0.1 / (1.0 + process.alpha(t) ** 2))
-        solver = session.solver(rule)
+        solver = ReverseGaussian(process, rule)
         noise = keyed(KeyedNoise(0, "benchmark"), torch.arange(options.batch), session.data.shape)
         x, label = noise(0), torch.full((options.batch,), 500.0)
 

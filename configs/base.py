@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.compile = False  # torch.compile the network
 
     config.data = ConfigDict()
-    config.data.name = "digits"  # digits | patches | toy
+    config.data.name = "digits"  # digits | patches | toy | cifar10
     config.data.size = placeholder(int)  # patches (32), toy (4): image side in pixels
     config.data.stride = placeholder(int)  # patches (4): pixels between crops
     config.data.seed = placeholder(int)  # toy (0): which mixture
@@ -129,11 +129,12 @@ def get_config() -> ConfigDict:
     config.sampling.grid = 64  # samples shown
 
     config.likelihood = ConfigDict()
-    config.likelihood.method = "bound"  # bound (variational) | flow (SDEs: the probability-flow ODE)
+    config.likelihood.method = "bound"  # bound (variational) | flow (SDEs: the probability-flow ODE) | bound+flow
     config.likelihood.split = "test"
     config.likelihood.images = 0  # 0 = the whole split
     config.likelihood.batch_size = 256
     config.likelihood.decoder = "published"  # published | published_elbo | optimal: variance of the data term
+    config.likelihood.dequantisation = "uniform"  # flow: uniform | diffusion (ends in the bound's decoder)
     config.likelihood.probe = "rademacher"  # flow: rademacher | gaussian, probes of the divergence
     config.likelihood.probes = 1  # flow: probes per image
     config.likelihood.t_min = 1e-5  # flow: where the data are put

@@ -10,14 +10,7 @@ integrals of z^T (dv/dx) z (Hutchinson): unbiased for E z z^T = I, its spread ov
 Clipping has no part in it: a clipped x0 has no slope, and its eps is no score. `Prediction.eps_network` is used, the
 noise prediction before clipping, whatever the denoiser's `clip` says.
 
-Data with levels are dequantised: x + (u - 1/2) w, u uniform, w the distance of levels. A density of dequantised data
-bounds the probability of the levels, whatever their scale:
-
-    -log P(level) <= E_u[-log p] - d log w,    in bits/dim: nats / (d log 2) - log2 w
-
-score_sde puts its 256 levels at (k + 1/2) / 128 - 1: Levels(256, -1 + 1/256, 1 - 1/256), w = 1/128 and so "+ 7"; on
-data that are not centred, Levels(256, 1/512, 1 - 1/512), w = 1/256 and "+ 8". Levels(256, -1, 1) has
-w = 2/255 and log2(127.5) = 6.994: the same quantity, comparable with both.
+Data with levels are dequantised first: dequantise.py.
 """
 
 from __future__ import annotations
@@ -32,9 +25,8 @@ from torchdiffeq import odeint
 
 from adpm.denoiser import Counted, Denoise
 from adpm.errors import UserError, lookup
-from adpm.likelihood import Levels
 from adpm.noise import KeyedNoise
-from adpm.process import Array, Process
+from adpm.process import Process
 from sde.process import END, SDE
 
 
@@ -155,8 +147,9 @@ def flow_likelihood(
     Raises:
         UserError: for bad input, when max_nfe is used up, or when the step size has vanished.
     """
-    _check(x, probes, t_min, rtol, atol)
-    sde = _sde(process)
+    check_options(t_min, rtol, atol, len(probes))
+    _check_input(x, probes)
+    sde = require_sde(process)
     with torch.no_grad():
         flow = ProbabilityFlow(denoise, sde, probes.to(x.device), x.dtype)
         start = (x.double(), torch.zeros(probes.shape[:2], dtype=torch.float64, device=x.device))
@@ -167,20 +160,35 @@ def flow_likelihood(
     return FlowLikelihood(prior - divergence, prior, divergence, error, latent, flow.nfe)
 
 
-def _sde(process: Process) -> SDE:
+def require_sde(process: Process) -> SDE:
+    """The process, if the flow has one.
+
+    Raises:
+        UserError: for a process without drift and diffusion.
+    """
     if not isinstance(process, SDE):
         raise UserError(f"the probability flow needs an SDE (vp, subvp, ve), got {type(process).__name__}.")
     return process
 
 
-def _check(x: Tensor, probes: Tensor, t_min: float, rtol: float, atol: float) -> None:
+def check_options(t_min: float, rtol: float, atol: float, probes: int) -> None:
+    """Refuse what no integration can work with.
+
+    Raises:
+        UserError: naming the field.
+    """
     if not 0.0 < t_min < END:
         raise UserError(f"config.likelihood.t_min = {t_min} must lie in (0, 1); 1e-5 is the published choice.")
     if not (rtol > 0.0 and atol > 0.0):
         raise UserError(f"config.likelihood.rtol = {rtol} and config.likelihood.atol = {atol} must be positive.")
+    if probes < 1:
+        raise UserError(f"config.likelihood.probes = {probes} must be at least 1; from 2 on there is an error bar.")
+
+
+def _check_input(x: Tensor, probes: Tensor) -> None:
     if not x.isfinite().all():
         raise UserError("an image holds values that are not finite: its likelihood is not defined.")
-    if probes.shape[1:] != x.shape or not len(probes):
+    if probes.shape[1:] != x.shape:
         raise UserError(f"probes must have shape [P, *{tuple(x.shape)}] with P >= 1, got {tuple(probes.shape)}.")
 
 
@@ -214,15 +222,3 @@ def _integrate(
 def gaussian_nats(x: Tensor, std: float) -> Tensor:
     """-log N(x; 0, std^2 I) per image, [B]."""
     return (0.5 * (x / std).square() + math.log(std) + 0.5 * math.log(2.0 * math.pi)).flatten(1).sum(1)
-
-
-def dequantised(x: Tensor, levels: Levels, noise: Tensor) -> Tensor:
-    """x + (u - 1/2) w, float64, with u = Phi(noise), uniform for standard normal noise; continuous data stay as is."""
-    if not levels.count:
-        return x.double()
-    return x.double() + (torch.special.ndtr(noise.double()) - 0.5) * levels.width
-
-
-def discrete_nats(nats: Tensor | Array, levels: Levels, dim: int) -> Tensor | Array:
-    """nats of dequantised data -> nats of their levels, - d log w; continuous data stay as they are."""
-    return nats - dim * math.log(levels.width) if levels.count else nats

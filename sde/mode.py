@@ -2,73 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
+from adpm.errors import lookup
 from adpm.likelihood import bits_per_dim
 from adpm.noise import KeyedNoise
-from adpm.run.assembly import Session
+from adpm.run.assembly import BitsPerDim, Session
 from adpm.run.files import digest, write_json
+from adpm.run.prepare import moments_key, variance_for
 from adpm.run.report import Report, say
 from adpm.run.shards import Arrays, sharded
-from sde.likelihood import dequantised, discrete_nats, flow_likelihood, keyed_probes
+from sde.dequantise import Dequantise, diffusion, uniform
+from sde.likelihood import PROBES, check_options, flow_likelihood, keyed_probes, require_sde
 
 
-def flow(session: Session) -> None:
-    """-log p of a split under the probability flow, uniformly dequantised, with error bars over images.
+def _diffusion(session: Session) -> Dequantise:
+    decoder = session.decoder(variance_for(session))
+    return diffusion(session.model.denoise, session.process, decoder, session.levels)
+
+
+DEQUANTISATIONS: dict[str, Callable[[Session], Dequantise]] = {
+    "uniform": lambda session: uniform(session.levels),
+    "diffusion": _diffusion,
+}
+
+
+def flow(session: Session) -> Callable[[], BitsPerDim]:
+    """-log p of a split under the probability flow, with error bars over images.
 
     Adaptive error control couples the images of a batch, so the size of the batch is part of the protocol.
     """
     section = session.config.likelihood
-    model = session.model
+    lookup(PROBES, section.probe, "config.likelihood.probe")
+    dequantise = lookup(DEQUANTISATIONS, section.dequantisation, "config.likelihood.dequantisation")
+    require_sde(session.process)
+    check_options(section.t_min, section.rtol, section.atol, section.probes)
+    return lambda: _evaluate(session, dequantise(session))
+
+
+def _evaluate(session: Session, dequantise: Dequantise) -> BitsPerDim:
+    section, model = session.config.likelihood, session.model
     images = min(section.images or len(session.data.split(section.split)), len(session.data.split(section.split)))
-    fields = ("split", "batch_size", "probe", "probes", "t_min", "rtol", "atol")
+    fields = ("split", "batch_size", "probe", "probes", "t_min", "rtol", "atol", "dequantisation", "decoder")
     protocol = {
         "identity": session.model_identity,
         "weights_from": model.source,
         "seed": session.config.seed,
-        "method": section.method,
+        "method": "flow",
         **{name: section[name] for name in fields},
+        "moments": moments_key(session) if session.used_moments else None,
     }
-    folder = session.workdir / "likelihood" / f"flow-{section.split}-{digest(protocol)}"
-    work = Flow(session)
+    folder = session.workdir / "likelihood" / f"flow-{section.dequantisation}-{section.split}-{digest(protocol)}"
+    work = Flow(session, dequantise)
     parts = list(sharded(folder / "batches", images, section.batch_size, work, "likelihood"))
     write_json(folder / "protocol.json", {**protocol, "images": images})
     dim = int(np.prod(session.data.shape))
-    bits = np.asarray(bits_per_dim(np.concatenate([part["nats"].astype(np.float64) for part in parts]), dim))
-    error = float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else None
+    found = BitsPerDim.of(bits_per_dim(np.concatenate([part["nats"].astype(np.float64) for part in parts]), dim))
     nfe = float(np.mean([float(part["nfe"]) for part in parts]))
-    mean = float(bits.mean())
-    result = {"bits_per_dim": mean, "standard_error": error, "images": len(bits), "mean_nfe": nfe}
+    result = {"bits_per_dim": found.mean, "standard_error": found.error, "images": images, "mean_nfe": nfe}
     write_json(folder / "result.json", result)
     report = Report(session.workdir / "tensorboard" / "likelihood" / folder.name)
-    report.scalars({"flow/bits_per_dim": mean, "flow/nfe": nfe}, 0)
+    report.scalars({"flow/bits_per_dim": found.mean, "flow/nfe": nfe}, 0)
     report.close()
-    bar = f" +- {error:.4f}" if error is not None else ""
-    data = "uniformly dequantised, " if session.levels.count else ""
     say(
-        f"{mean:.4f}{bar} bits/dim by the probability flow from t = {section.t_min:g} ({len(bits)} "
-        f"{section.split} images, {data}{section.probes} {section.probe} probe(s), {nfe:.0f} evaluations a batch, "
-        "+- one standard error)"
+        f"{found} bits/dim by the probability flow from t = {section.t_min:g} ({images} {section.split} images, "
+        f"{section.dequantisation} dequantisation, {section.probes} {section.probe} probe(s), {nfe:.0f} evaluations a "
+        "batch, +- one standard error)"
     )
     say(f"result:      {folder / 'result.json'}")
+    return found
 
 
 class Flow:
     """Image numbers -> nats of the data's own levels [B], and the evaluations of the batch."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, dequantise: Dequantise) -> None:
+        self.session, self.dequantise = session, dequantise
 
     def __call__(self, items: range) -> Arrays:
         session, section = self.session, self.session.config.likelihood
         numbers = torch.arange(items.start, items.stop)
-        x = session.images(section.split, numbers)
-        shape, here = session.data.shape, numbers.to(x.device)
-        if session.levels.count:
-            x = dequantised(x, session.levels, KeyedNoise(session.config.seed, "dequantise")(here, 0, shape))
+        x0 = session.images(section.split, numbers)
+        shape, here = session.data.shape, numbers.to(x0.device)
+        with torch.no_grad():
+            noise = KeyedNoise(session.config.seed, "dequantise")(here, 0, shape)
+            x, paid = self.dequantise(x0, noise, section.t_min)
         probes = keyed_probes(section.probe, section.probes, session.config.seed, here, shape)
         options = {name: section[name] for name in ("t_min", "rtol", "atol", "max_nfe")}
         result = flow_likelihood(session.model.denoise, session.process, x, probes, **options)
-        nats = discrete_nats(result.nats, session.levels, int(np.prod(shape))) if session.levels.count else result.nats
-        return {"nats": torch.as_tensor(nats).cpu().numpy(), "nfe": np.array(result.nfe)}
+        return {"nats": (result.nats + paid).cpu().numpy(), "nfe": np.array(result.nfe)}

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from adpm.denoiser import TimeLabel
 from adpm.process import Process
 from adpm.run.assembly import Tables
-from adpm.solver import Solver
-from adpm.variance import Rule
+from adpm.solver import Solver, SolverKind
 from sde.corrector import CORRECTORS, Langevin, PredictorCorrector
 from sde.mode import flow
 from sde.process import PROCESSES
@@ -21,10 +20,9 @@ def _label(of_process: Callable[[Process], TimeLabel]) -> Callable[[Process, flo
     return lambda process, shift, scale: of_process(process)
 
 
-def _solver(build: Callable[..., ReverseSDE]) -> Callable[[Process, Rule, float], Solver]:
+def _solver(build: Callable[..., ReverseSDE]) -> SolverKind:
     """These solvers bring their own diffusion, so the variance rule is not theirs; eta is where it is a choice."""
-    takes_eta = "eta" in inspect.signature(build).parameters
-    return lambda process, rule, eta: build(process, eta) if takes_eta else build(process)
+    return SolverKind(build, uses_rule=False, uses_eta="eta" in inspect.signature(build).parameters)
 
 
 def _corrector(build: Callable[..., Langevin]) -> Callable[[Solver, Process, float, int, bool], Solver]:

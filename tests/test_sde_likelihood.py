@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
-from scipy.special import logsumexp, ndtr
+from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from scipy.stats import t as student
 from torch import Tensor
@@ -18,14 +18,12 @@ from adpm import ideal
 from adpm.denoiser import Counted, Denoiser, Prediction
 from adpm.errors import UserError
 from adpm.likelihood import Levels, bits_per_dim
-from adpm.noise import KeyedNoise
 from adpm.process import PROCESSES as DISCRETE
+from sde.dequantise import uniform
 from sde.likelihood import (
     PROBES,
     FlowLikelihood,
     ProbabilityFlow,
-    dequantised,
-    discrete_nats,
     flow_likelihood,
     gaussian_nats,
     keyed_probes,
@@ -108,6 +106,12 @@ def published(run: str) -> tuple[np.ndarray, ...]:
     return EXT[f"{run}__nll"], -EXT[f"{run}__prior_logp"], EXT[f"{run}__delta_logp"]
 
 
+def levels_bits(nats: Tensor) -> Tensor:
+    """bits/dim of score_sde's levels in 16 dimensions."""
+    _, paid = uniform(CENTRED)(torch.zeros(1, 16), torch.zeros(1, 16), 1e-5)
+    return bits_per_dim(nats + paid, 16)
+
+
 def terms(found: FlowLikelihood) -> tuple[Tensor, Tensor, Tensor]:
     return found.nats, found.prior, found.divergence
 
@@ -159,11 +163,11 @@ def test_score_sde(name: str) -> None:
     theirs = by_scipy(ProbabilityFlow(denoise, sde, probes), x, 1e-5, 1e-5)
     assert theirs.nfe == SSDE[f"{name}__lik_nfe"]
     for found in (rounded, exact, theirs):
-        assert rel(bits_per_dim(discrete_nats(found.nats, CENTRED, 16), 16), SSDE[f"{name}__lik_bpd"]) < 1e-5
+        assert rel(levels_bits(found.nats), SSDE[f"{name}__lik_bpd"]) < 1e-5
         assert np.abs(found.latent.numpy() - SSDE[f"{name}__lik_latent"]).max() < 2e-5 * sde.prior_std
-    assert rel(bits_per_dim(discrete_nats(exact.nats, CENTRED, 16), 16), SSDE[f"{name}__lik_exact_bpd"]) < RTOL
-    true = discrete_nats(-log_density(denoise.mixture, sde, x, 1e-5), CENTRED, 16)
-    assert rel(bits_per_dim(true, 16), SSDE[f"{name}__lik_true_bpd"]) < RTOL
+    assert rel(levels_bits(exact.nats), SSDE[f"{name}__lik_exact_bpd"]) < RTOL
+    true = torch.as_tensor(-log_density(denoise.mixture, sde, x, 1e-5))
+    assert rel(levels_bits(true), SSDE[f"{name}__lik_true_bpd"]) < RTOL
 
 
 # exact worlds
@@ -347,44 +351,3 @@ def test_bad_input() -> None:
 
 
 # data with levels
-
-
-def test_offsets() -> None:
-    """7 on score_sde's centred levels, 8 on those that are not, log2(127.5) on the grid of the networks."""
-    for levels, offset in (
-        (CENTRED, 7.0),
-        (Levels(256, 1 / 512, 1 - 1 / 512), 8.0),
-        (Levels(256, -1, 1), math.log2(127.5)),
-    ):
-        assert bits_per_dim(discrete_nats(np.zeros(1), levels, 48), 48) == pytest.approx(offset, rel=1e-12)
-    assert discrete_nats(np.ones(1), Levels(0, -1, 1), 48) == 1.0
-
-
-def test_dequantised_data_fill_the_bins() -> None:
-    levels = Levels(8, -1.0, 1.0)
-    x = torch.linspace(-1.0, 1.0, 8).repeat(5000)[:, None]
-    noise = KeyedNoise(0, "dequantise")(torch.arange(len(x)), 0, (1,))
-    offset = (dequantised(x, levels, noise) - x.double()) / levels.width
-    ordered = offset.flatten().sort().values
-    assert -0.5 <= ordered[0] and ordered[-1] <= 0.5
-    even = (torch.arange(len(x), dtype=torch.float64) + 0.5) / len(x) - 0.5
-    assert float((ordered - even).abs().max()) < 2.23 / math.sqrt(len(x))  # Kolmogorov-Smirnov at level 1e-4
-    assert torch.equal(dequantised(x, Levels(0, -1, 1), noise), x.double())
-
-
-@pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_a_density_bounds_the_probability_of_the_levels(scale: float) -> None:
-    """N(0, 1/4) cut into 64 levels, dequantised and read by the flow of that Gaussian; the scale drops out."""
-    levels, std = Levels(64, -2.0 * scale, 2.0 * scale), 0.5 * scale
-    sde = WORLDS["vp"]
-    x = torch.linspace(-2.0, 2.0, 64, dtype=torch.float64)[16:48].reshape(-1, 1, 1, 1) * scale
-    u = torch.special.ndtri((torch.arange(50, dtype=torch.float64) + 0.5) / 50)
-    data = torch.cat([dequantised(x, levels, value * torch.ones_like(x)) for value in u])
-    denoise = ideal.IdealDenoiser(ideal.gaussian(0.0, std**2, (1, 1, 1)), sde)
-    found = flow_likelihood(denoise, sde, data, rademacher(data), rtol=1e-7, atol=1e-7)
-    bound = discrete_nats(found.nats, levels, 1).reshape(50, -1).mean(0).numpy()
-    edges = np.stack([x.flatten() - levels.width / 2, x.flatten() + levels.width / 2]) / std
-    gap = bound + np.log(np.diff(ndtr(edges), axis=0)[0])
-    # for a bin of width w at x: E(-log p) + log P -> (x w / std^2)^2 / 24, the variance of log p in the bin over 2
-    expected = (x.flatten().numpy() * levels.width / std**2) ** 2 / 24
-    assert np.abs(gap - expected).max() < 2e-3 and gap.mean() > 0.0

@@ -101,6 +101,41 @@ def test_the_flow_of_digits_counts_levels(tmp_path):
     assert 4.0 < json.loads(file.read_text())["bits_per_dim"] < 30.0
 
 
+def test_bound_and_flow_side_by_side(tmp_path, capsys):
+    """One call, two files, one line; on exact data the bound of many steps lies just above the flow's figure."""
+    few = ("--config.likelihood.images=100", "--config.likelihood.batch_size=100", "--config.trajectory.steps=200")
+    assert go(tmp_path, "toy_sde.py:vp", "likelihood", *FEW, *few, "--config.likelihood.method=bound+flow") == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    bound, flow = (
+        json.loads(file.read_text())
+        for file in (
+            *tmp_path.glob("likelihood/analytic-*/result.json"),
+            *tmp_path.glob("likelihood/flow-*/result.json"),
+        )
+    )
+    assert told.startswith(f"bits/dim side by side: bound {bound['bits_per_dim']:.4f}")
+    assert f"flow {flow['bits_per_dim']:.4f}" in told
+    assert -0.05 < bound["bits_per_dim"] - flow["bits_per_dim"] < 0.15
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("method=bound+flaw", "'flaw' is unknown"),
+        ("dequantisation=none", "config.likelihood.dequantisation = 'none' is unknown"),
+        ("probe=normal", "config.likelihood.probe = 'normal' is unknown"),
+        ("probes=0", "probes = 0 must be at least 1"),
+        ("t_min=1.5", "t_min = 1.5 must lie in (0, 1)"),
+        ("rtol=0.0", "must be positive"),
+    ],
+)
+def test_the_flow_refuses_before_the_bound_works(tmp_path, capsys, field, told):
+    options = ("--config.likelihood.method=bound+flow", f"--config.likelihood.{field}")
+    assert go(tmp_path, "toy_sde.py:vp", "likelihood", *FEW, *options) == 2
+    captured = capsys.readouterr()
+    assert told in captured.err and not captured.out
+
+
 def test_the_flow_needs_an_sde(tmp_path, capsys):
     assert go(tmp_path, "toy.py", "likelihood", "--config.likelihood.method=flow") == 2
     assert "SDE" in capsys.readouterr().err
@@ -122,6 +157,21 @@ def test_presets_are_config_variants(tmp_path, name, preset):
     config = load_config("configs/toy_sde.py", f"{name}+{preset}")
     assert (config.rule.name, config.sampling.eta) == (PRESETS[preset][name].rule, PRESETS[preset][name].eta)
     assert go(tmp_path, f"toy_sde.py:{name}+{preset}", "sample", "--config.sampling.samples=4") == 0
+
+
+def test_what_a_solver_has_no_use_for_is_said_and_left_out(tmp_path, capsys):
+    """No moments for a rule that nobody asks; the protocol names what the samples depend on."""
+    options = ("--config.trajectory.name=even", "--config.trajectory.steps=3", "--config.sampling.samples=2")
+    for solver, unused in (("probability_flow_heun", {"rule", "eta"}), ("euler_maruyama", {"rule"})):
+        work = tmp_path / solver
+        assert go(work, "toy_sde.py:ve", "sample", *options, f"--config.sampling.solver={solver}") == 0
+        told = capsys.readouterr().out
+        assert f"solver '{solver}' brings its own noise: config.rule" in told and "no moments" not in told
+        assert ("config.sampling.eta" in told) == ("eta" in unused)
+        (file,) = work.glob("samples/*/protocol.json")
+        protocol = json.loads(file.read_text())
+        assert {"rule", "eta"} - protocol.keys() == unused and protocol["moments"] is None
+        assert file.parent.name.startswith(f"{solver}-even-K3")
 
 
 def test_a_corrector_adds_its_calls(tmp_path, capsys):

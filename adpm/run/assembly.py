@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from adpm.run.data import DataSet
 from adpm.run.device import PRECISIONS, resolve_device, runnable
 from adpm.run.files import MODEL, check_writable, claim_workdir, digest
 from adpm.run.training import SCHEDULES, TIMES, Objective, TrainOptions
-from adpm.solver import Solver
+from adpm.solver import Solver, SolverKind
 from adpm.trajectory import Builder
 
 
@@ -58,6 +59,28 @@ class DenoiserKind:
 
 
 @dataclass(frozen=True)
+class BitsPerDim:
+    """A figure over images: the mean and its standard error (None for a single image)."""
+
+    mean: float
+    error: float | None
+
+    @classmethod
+    def of(cls, bits: Array | Tensor) -> BitsPerDim:
+        """Of one number per image."""
+        values = np.asarray(bits)
+        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        return cls(float(values.mean()), error)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" + (f" +- {self.error:.4f}" if self.error is not None else "")
+
+
+Likelihood = Callable[["Session"], Callable[[], BitsPerDim]]
+"""A way to measure bits/dim: it checks the session's fields, and what it returns does the work."""
+
+
+@dataclass(frozen=True)
 class Tables:
     """The families by name. `main.py` merges the tables of the three packages."""
 
@@ -68,11 +91,11 @@ class Tables:
     objectives: Mapping[str, Objective] = field(default_factory=dict)
     rules: Mapping[str, Callable[[variance.RuleNeeds], variance.Rule]] = field(default_factory=dict)
     labels: Mapping[str, Callable[[Process, float, float], TimeLabel]] = field(default_factory=dict)
-    solvers: Mapping[str, Callable[[Process, variance.Rule, float], Solver]] = field(default_factory=dict)
+    solvers: Mapping[str, SolverKind] = field(default_factory=dict)
     correctors: Mapping[str, Callable[[Solver, Process, float, int, bool], Solver]] = field(default_factory=dict)
     trajectories: Mapping[str, Builder] = field(default_factory=dict)
     costs: Mapping[str, Callable[[Session], Costs]] = field(default_factory=dict)
-    likelihoods: Mapping[str, Callable[[Session], None]] = field(default_factory=dict)
+    likelihoods: Mapping[str, Likelihood] = field(default_factory=dict)
     decoders: Mapping[str, Callable[[DecoderNeeds], Decoder]] = field(default_factory=dict)
 
     def merged(self, other: Tables) -> Tables:
@@ -170,7 +193,6 @@ class Session:
             (ESTIMATORS, "rule", "estimator"),
             (tables.solvers, "sampling", "solver"),
             (tables.decoders, "likelihood", "decoder"),
-            (tables.likelihoods, "likelihood", "method"),
             (tables.trajectories, "trajectory", "name"),
             (tables.costs, "trajectory", "cost"),
             (BUDGETS, "trajectory", "budget"),
@@ -179,6 +201,8 @@ class Session:
             (TIMES, "train", "times"),
         ):
             lookup(table, config[section][name], f"config.{section}.{name}")
+        for name in self.likelihood_methods:
+            lookup(tables.likelihoods, name, "config.likelihood.method")
         lookup(PRECISIONS, config.precision, "config.precision")
         for name, least in LEAST.items():
             section, _, key = name.rpartition(".")
@@ -202,7 +226,7 @@ class Session:
         _ = self.train_options
         needs = dataclasses.replace(self.rule_needs(lambda: lambda t: t), average_bound=lambda: 1.0)
         rule = self.tables.rules[config.rule.name](needs)  # refuses, for example, large with eta < 1
-        self.solver(rule)
+        self._solver(lambda: rule)
 
     def _check_network(self) -> None:
         """Build the network and call it without memory or arithmetic, so that what cannot work is refused now."""
@@ -227,6 +251,11 @@ class Session:
         if len(data.shape) != 3:
             raise UserError(f"data set '{data.name}' has images of shape {data.shape}; (C, H, W) is wanted.")
         return data
+
+    @property
+    def likelihood_methods(self) -> list[str]:
+        """The ways that bits/dim are to be measured, in order."""
+        return str(self.config.likelihood.method).split("+")
 
     @property
     def levels(self) -> Levels:
@@ -313,10 +342,24 @@ class Session:
         last = float(times[min(section.cap_steps, len(times) - 1)])
         return variance.LastStepCap(rule, variance.cap_threshold(section.cap_levels, width), last)
 
-    def solver(self, rule: variance.Rule) -> Solver:
-        """The solver, with the corrector around it if one is named."""
-        section = self.config.sampling
-        solver = self.tables.solvers[section.solver](self.process, rule, section.eta)
+    @property
+    def solver_kind(self) -> SolverKind:
+        """What the config's solver makes use of."""
+        return self.tables.solvers[self.config.sampling.solver]
+
+    def solver(self, make_variance: Callable[[], Callable[[Any], Any]], times: Array) -> Solver:
+        """The solver for a path of times, with the corrector around it if one is named.
+
+        Var_t is asked for only if the solver has a variance rule and the rule needs it.
+        """
+        return self._solver(lambda: self.rule(make_variance, times))
+
+    def _solver(self, make_rule: Callable[[], variance.Rule]) -> Solver:
+        section, kind = self.config.sampling, self.solver_kind
+        options: dict[str, Any] = {"eta": section.eta} if kind.uses_eta else {}
+        if kind.uses_rule:
+            options["rule"] = make_rule()
+        solver = kind.build(self.process, **options)
         if section.corrector is None:
             return solver
         wrap = lookup(self.tables.correctors, section.corrector, "config.sampling.corrector")

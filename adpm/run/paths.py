@@ -135,27 +135,51 @@ def _ms_eps(session: Session) -> NDArray[np.floating[Any]]:
     return np.concatenate([[0.0], 1.0 - variance * np.exp(process.log_snr(process.times[1:]))])
 
 
-SOLVER_FIELDS = ("solver", "corrector", "corrector_snr", "corrector_steps", "corrector_first")
+def kernel_name(session: Session) -> str:
+    """A short name of the reverse kernel along a path, for files: rule, trajectory, steps, eta."""
+    return f"{session.config.rule.name}-{_path_name(session)}-eta{session.config.sampling.eta:g}"
 
 
-def method_name(session: Session) -> str:
-    """A short name for files: rule, trajectory, steps, eta."""
+def kernel_protocol(session: Session, path: ChosenPath) -> dict[str, Any]:
+    """Everything that a figure of the reverse kernel along a path depends on. Call it once rule and path are there:
+    moments that neither asked for are left out."""
     config = session.config
-    return f"{config.rule.name}-{config.trajectory.name}-K{config.trajectory.steps}-eta{config.sampling.eta:g}"
+    return {**_path_protocol(session, path), "rule": config.rule.to_dict(), "eta": config.sampling.eta}
 
 
-def method_protocol(session: Session, path: ChosenPath) -> dict[str, Any]:
-    """Everything that a figure of this method depends on. Call it once rule and path are there: moments that neither
-    asked for are left out."""
-    config = session.config
+def sampler_name(session: Session) -> str:
+    """A short name of the sampler, for files: its rule or its own name, corrector, trajectory, steps, eta."""
+    section, kind = session.config.sampling, session.solver_kind
+    name = session.config.rule.name if kind.uses_rule else section.solver
+    corrector = f"+{section.corrector}" if section.corrector else ""
+    eta = f"-eta{section.eta:g}" if kind.uses_eta else ""
+    return f"{name}{corrector}-{_path_name(session)}{eta}"
+
+
+def sampler_protocol(session: Session, path: ChosenPath) -> dict[str, Any]:
+    """Everything that samples depend on: `kernel_protocol`, less what the solver has no use for, and the solver."""
+    section, kind = session.config.sampling, session.solver_kind
+    protocol = _path_protocol(session, path) | {"solver": section.solver}
+    if kind.uses_rule:
+        protocol["rule"] = session.config.rule.to_dict()
+    if kind.uses_eta:
+        protocol["eta"] = section.eta
+    if section.corrector:
+        protocol |= {name: value for name, value in section.items() if name.startswith("corrector")}
+    return protocol
+
+
+def _path_name(session: Session) -> str:
+    section = session.config.trajectory
+    return f"{section.name}-K{section.steps}"
+
+
+def _path_protocol(session: Session, path: ChosenPath) -> dict[str, Any]:
     return {
         "identity": session.model_identity,
         "weights_from": session.model.source,
-        "seed": config.seed,
-        "rule": config.rule.to_dict(),
-        "trajectory": config.trajectory.to_dict(),
+        "seed": session.config.seed,
+        "trajectory": session.config.trajectory.to_dict(),
         "path": path.indices.tolist(),
-        "eta": config.sampling.eta,
-        "solver": {key: value for key, value in config.sampling.items() if key in SOLVER_FIELDS},
         "moments": moments_key(session) if session.used_moments else None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +11,33 @@ import torch
 from adpm.errors import UserError
 from adpm.likelihood import bits_per_dim, keyed_noise, path_terms, prior_nats
 from adpm.process import Array
-from adpm.run.assembly import Session
+from adpm.run.assembly import BitsPerDim, Session
 from adpm.run.files import digest, write_json
-from adpm.run.paths import method_name, method_protocol, path_for
+from adpm.run.paths import kernel_name, kernel_protocol, path_for
 from adpm.run.prepare import variance_for
 from adpm.run.report import Report, say
 from adpm.run.shards import Arrays, sharded
 
 
 def likelihood(session: Session) -> None:
-    """Evaluate config.likelihood.split by config.likelihood.method."""
-    session.tables.likelihoods[session.config.likelihood.method](session)
+    """Evaluate config.likelihood.split by config.likelihood.method; several, joined by '+', end side by side."""
+    methods = session.likelihood_methods
+    prepared = [session.tables.likelihoods[name](session) for name in methods]
+    results = [work() for work in prepared]
+    if len(results) > 1:
+        told = ", ".join(f"{name} {result}" for name, result in zip(methods, results, strict=True))
+        say(f"bits/dim side by side: {told}.")
 
 
-def bound(session: Session) -> None:
+def bound(session: Session) -> Callable[[], BitsPerDim]:
     """The variational bound along the config's path."""
-    section = session.config.likelihood
     if session.config.sampling.eta == 0.0:
         raise UserError("the bound is infinite at config.sampling.eta = 0 (DDIM); use a value in (0, 1].")
+    return lambda: _evaluate(session)
+
+
+def _evaluate(session: Session) -> BitsPerDim:
+    section = session.config.likelihood
     _ = session.model
     stored = session.data.split(section.split)
     images = min(section.images or len(stored), len(stored))
@@ -38,14 +48,14 @@ def bound(session: Session) -> None:
             f"needs a path from t = {session.process.times[-1]:g}, such as 'even' or 'least_cost'."
         )
     evaluate = Evaluation(session, path.times)
-    protocol = {**method_protocol(session, path), "split": section.split, "decoder": section.decoder}
-    name = f"{method_name(session)}-{section.decoder}-{section.split}-{digest(protocol)}"
+    protocol = {**kernel_protocol(session, path), "split": section.split, "decoder": section.decoder}
+    name = f"{kernel_name(session)}-{section.decoder}-{section.split}-{digest(protocol)}"
     folder = session.workdir / "likelihood" / name
     parts = list(sharded(folder / "batches", images, section.batch_size, evaluate, "likelihood"))
     write_json(folder / "protocol.json", {**protocol, "images": images})
     terms = np.concatenate([part["terms"] for part in parts], axis=1)
     clipped = np.stack([part["clipped"].astype(np.float64) for part in parts]).mean(0)
-    _report(session, folder, path.times, terms, clipped)
+    return _report(session, folder, path.times, terms, clipped)
 
 
 class Evaluation:
@@ -86,19 +96,18 @@ class Evaluation:
         return {"terms": torch.stack(rows).cpu().numpy(), "clipped": np.array(clipped)}
 
 
-def _report(session: Session, folder: Path, times: Array, terms: Array, clipped: Array) -> None:
+def _report(session: Session, folder: Path, times: Array, terms: Array, clipped: Array) -> BitsPerDim:
     dim = int(np.prod(session.data.shape))
     bits = np.asarray(bits_per_dim(terms, dim))
-    total = bits.sum(0)
-    error = float(total.std(ddof=1) / np.sqrt(len(total))) if len(total) > 1 else None
-    bar = f" +- {error:.4f}" if error is not None else ""
+    total = BitsPerDim.of(bits.sum(0))
+    images = bits.shape[1]
     result = {
-        "bits_per_dim": float(total.mean()),
-        "standard_error": error,
+        "bits_per_dim": total.mean,
+        "standard_error": total.error,
         "data_term": float(bits[0].mean()),
         "kl_terms": float(bits[1:-1].sum(0).mean()),
         "prior": float(bits[-1].mean()),
-        "images": len(total),
+        "images": images,
         "decoder": session.config.likelihood.decoder,
         "split": session.config.likelihood.split,
         "steps": len(times) - 1,
@@ -116,7 +125,7 @@ def _report(session: Session, folder: Path, times: Array, terms: Array, clipped:
         report.scalars({f"bound/{key}": float(result[key])}, len(times) - 1)
     report.close()
     say(
-        f"{result['bits_per_dim']:.4f}{bar} bits/dim ({len(total)} {result['split']} images, one draw each, "
+        f"{total} bits/dim ({images} {result['split']} images, one draw each, "
         f"K = {len(times) - 1}, decoder variance '{result['decoder']}', +- one standard error)"
     )
     say(
@@ -125,3 +134,4 @@ def _report(session: Session, folder: Path, times: Array, terms: Array, clipped:
     )
     say(f"result:      {folder / 'result.json'}")
     say(f"TensorBoard: tensorboard --logdir {session.workdir / 'tensorboard'}")
+    return total

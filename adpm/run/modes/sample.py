@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from adpm.noise import KeyedNoise
 from adpm.process import Array
 from adpm.run.assembly import Session
 from adpm.run.files import digest, write_json
-from adpm.run.paths import method_name, method_protocol, path_for
+from adpm.run.paths import path_for, sampler_name, sampler_protocol
 from adpm.run.prepare import variance_for
 from adpm.run.report import Report, image_grid, save_png, say
 from adpm.run.shards import Arrays, save_arrays, sharded
@@ -29,12 +30,46 @@ _STRIP_ROWS, _STRIP_COLUMNS = 8, 10
 
 def sample(session: Session) -> None:
     """Draw config.sampling.samples images and report how."""
+    if told := _unused(session):
+        say(told)
+    drawn = samples_for(session)
+    save_arrays(drawn.folder / "samples.npz", {"samples": drawn.images})
+    _report(session, drawn)
+
+
+def _unused(session: Session) -> str:
+    """What the solver makes no use of, in words; empty when it uses all."""
+    kind, name = session.solver_kind, session.config.sampling.solver
+    parts = {"config.rule": kind.uses_rule, "config.sampling.eta": kind.uses_eta}
+    fields = [field for field, used in parts.items() if not used]
+    return f"solver '{name}' brings its own noise: {' and '.join(fields)} play no part." if fields else ""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples of a session.
+
+    Attributes:
+        images: [n, C, H, W] in the data's range.
+        first: the first batch with its steps, see `draw`.
+        folder: where they lie, with their protocol.
+        seconds: that this call took; finished batches are read, not drawn again.
+    """
+
+    images: NDArray[Any]
+    first: Arrays
+    folder: Path
+    seconds: float
+
+
+def samples_for(session: Session) -> Drawn:
+    """config.sampling.samples samples: those on disk read, the others drawn; moments and path made when missing."""
     section = session.config.sampling
     _ = session.model  # missing weights are told before anything else
     path = path_for(session)
-    solver = session.solver(session.rule(variance_for(session), path.times))
-    protocol = method_protocol(session, path)
-    folder = session.workdir / "samples" / f"{method_name(session)}-{digest(protocol)}"
+    solver = session.solver(variance_for(session), path.times)
+    protocol = sampler_protocol(session, path)
+    folder = session.workdir / "samples" / f"{sampler_name(session)}-{digest(protocol)}"
     # batches of another size are other files, because images are bitwise equal at the same batching only
     parts = folder / f"batches-of-{section.batch_size}"
     started = time.perf_counter()
@@ -43,10 +78,9 @@ def sample(session: Session) -> None:
         return draw(session, solver, path.times, items)
 
     results = list(sharded(parts, section.samples, section.batch_size, work, "sampling"))
-    samples = np.concatenate([result["samples"] for result in results])
-    write_json(folder / "protocol.json", {**protocol, "samples": len(samples), "batch_size": section.batch_size})
-    save_arrays(folder / "samples.npz", {"samples": samples})
-    _report(session, folder, samples, results[0], time.perf_counter() - started)
+    images = np.concatenate([result["samples"] for result in results])
+    write_json(folder / "protocol.json", {**protocol, "samples": len(images), "batch_size": section.batch_size})
+    return Drawn(images, results[0], folder, time.perf_counter() - started)
 
 
 @torch.inference_mode()
@@ -80,10 +114,10 @@ def draw(session: Session, solver: Solver, times: Array, items: range) -> Arrays
     }
 
 
-def _report(session: Session, folder: Path, samples: NDArray[Any], first: Arrays, seconds: float) -> None:
-    """Pictures, TensorBoard and a few lines; `first` is the first batch with its steps."""
-    data = session.data
-    grid = image_grid(data.to_unit(torch.as_tensor(samples[: session.config.sampling.grid])))
+def _report(session: Session, drawn: Drawn) -> None:
+    """Pictures, TensorBoard and a few lines."""
+    data, folder, first = session.data, drawn.folder, drawn.first
+    grid = image_grid(data.to_unit(torch.as_tensor(drawn.images[: session.config.sampling.grid])))
     strip = torch.as_tensor(first["strip"])
     strip_grid = image_grid(data.to_unit(strip.reshape(-1, *data.shape)), columns=strip.shape[1])
     save_png(folder / "grid.png", grid)
@@ -97,7 +131,8 @@ def _report(session: Session, folder: Path, samples: NDArray[Any], first: Arrays
         report.scalars({"reverse/variance": float(v), "reverse/clipped_share": float(c)}, index)
         report.scalars({"reverse/log_snr": float(session.process.log_snr(t))}, index)
     report.close()
-    say(f"{len(samples)} samples, {int(first['nfe'])} network calls each, {seconds:.1f} s ({session.model.source}).")
+    calls = int(first["nfe"])
+    say(f"{len(drawn.images)} samples, {calls} network calls each, {drawn.seconds:.1f} s ({session.model.source}).")
     clipped = first["clipped"].astype(float)
     if clipped.any():
         share = f", on {clipped.max():.0%} of the values at most" if clipped.max() < 1.0 else ""
