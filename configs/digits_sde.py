@@ -28,9 +28,15 @@ def ve(config: ConfigDict) -> None:
     config.data.low = 0.0
 
 
+def _digits_vp(config: ConfigDict) -> None:
+    vp(config)
+    config.network.pretrained = "pretrained/digits_vp.safetensors"
+
+
 def _digits_ve(config: ConfigDict) -> None:
     ve(config)
     config.process.sigma_max = 10.0  # about the largest distance between two digits in [0, 1]
+    config.network.pretrained = "pretrained/digits_ve.safetensors"
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -39,5 +45,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.network.attention_resolutions = (4,)
     config.network.dropout = 0.25
     config.train.iterations = 8_000
-    variants = {"vp": vp, "subvp": subvp, "ve": _digits_ve, **PRESET_VARIANTS}
+    variants = {"vp": _digits_vp, "subvp": subvp, "ve": _digits_ve, **PRESET_VARIANTS}
     return base.with_variant(config, variant or "vp", variants)

@@ -29,6 +29,7 @@ SHORTER = {
     "--mode=estimate": ["--config.moments.draws=12", "--config.moments.times=8"],
     "benchmarks.digits_bits": ["--images=6"],
     "benchmarks.estimators": ["--draws=300", "--dense=4"],
+    "benchmarks.langevin": ["--chains=20"],
     "benchmarks.overhead": ["--batch=8", "--steps=2", "--repeats=2"],
     "benchmarks.planning": ["--quick"],
 }
