@@ -10,9 +10,10 @@ def main() -> int:
         from adpm.run.cli import run
         from adpm.run.core import CORE
         from adpm.run.modes import MODES
+        from covariance.tables import COVARIANCE_TABLES
         from sde.tables import SDE_TABLES
 
-        return run(sys.argv, CORE.merged(SDE_TABLES), MODES)
+        return run(sys.argv, CORE.merged(SDE_TABLES).merged(COVARIANCE_TABLES), MODES)
     except KeyboardInterrupt:
         print("\ninterrupted before anything began.", file=sys.stderr)
         return 130

@@ -36,19 +36,15 @@ class Covariance(ABC):
     values: Number
     clipped: float | Tensor = 0.0
 
-    def affine(self: Self, scale: Number, shift: Number) -> Self:
-        """scale C + shift I."""
-        return replace(self, values=self.values * scale + shift)
-
     def clamp(self: Self, low: float, high: float) -> Self:
         """The covariance with values limited to [low, high]; `clipped` is the larger of its share and this one's."""
         if isinstance(self.values, Tensor):
             clamped = self.values.clamp(low, high)
-            share: float | Tensor = torch.ne(clamped, self.values).double().mean()
-            return replace(self, values=clamped, clipped=max(self.clipped, share))
+            share = torch.ne(clamped, self.values).double().mean()
+            return replace(self, values=clamped, clipped=share.clamp_min(self.clipped))  # no wait for the device
         limited = np.clip(self.values, low, high)
-        share = float(np.mean(limited != self.values)) if np.size(limited) else 0.0
-        return replace(self, values=limited if np.ndim(limited) else float(limited), clipped=max(self.clipped, share))
+        changed = float(np.mean(limited != self.values)) if np.size(limited) else 0.0
+        return replace(self, values=limited if np.ndim(limited) else float(limited), clipped=max(self.clipped, changed))
 
     def average(self: Self) -> Self:
         """One variance per state: the mean over all axes of tr C / d."""

@@ -84,7 +84,8 @@ def first_posterior_variance(process: Process) -> float:
     """tilde-beta(1, 2) = Var[x_1 | x_2, x_0] of the reference grid, the published decoder variance at t = 1."""
     if process.steps < 2:
         raise UserError(
-            "the published decoder needs a process of at least 2 steps; use config.likelihood.decoder = 'optimal'."
+            "Var[x_1 | x_2, x_0], the published decoder variance and the learned rule's last one, needs a process of "
+            "at least 2 steps; use config.likelihood.decoder = 'optimal' and another rule."
         )
     return float(reverse_kernel(process, process.times[2], process.times[1]).lambda2)
 

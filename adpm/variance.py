@@ -7,8 +7,11 @@ Every rule but `large` is a model of Cov[x_0 | x_t], and the step's covariance i
     analytic  Var[x_0 | x_t] = the moment table's Var_t           Analytic-DPM (Bao et al. 2022), three estimators
     large     covariance = forward_variance, eta = 1 only         "beta"
 
-Wrappers limit what a rule says: `Bounded` the model of Cov[x_0 | x_t], `LastStepCap` the noise of the last steps.
-State-independent rules ignore the prediction and take kernels of many steps at once, which is how planning asks them.
+Wrappers change what a rule says: `Averaged` and `Bounded` the model of Cov[x_0 | x_t], `LastStepCap` the noise of the
+last steps. The rules here ignore the prediction; those that read a network's second output are in covariance/.
+
+A rule has two halves, so that planning can ask for the steps from t to all s after one network call: `parameter` is
+what it knows at t, `variance` what a step makes of that. Kernels of many steps at once are welcome in both.
 """
 
 from __future__ import annotations
@@ -17,32 +20,53 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
-from adpm.gaussian import ZERO, Covariance, Diagonal
+from adpm.gaussian import ZERO, Covariance, Diagonal, Number
 from adpm.kernel import Kernel
 from adpm.process import Array
 
 
-class Rule(Protocol):
-    """The covariance of a reverse step."""
+class Rule(ABC):
+    """The covariance of a reverse step: `variance(kernel, parameter)`, along the parameter's axes."""
 
-    def __call__(self, kernel: Kernel, prediction: Prediction | None) -> Covariance: ...
+    @property
+    def state_dependent(self) -> bool:
+        """Whether the rule reads the prediction; if not, None will do."""
+        return False
+
+    @abstractmethod
+    def parameter(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        """What the rule knows at t, one value per axis; it depends on the kernel's t, not on its s."""
+
+    @abstractmethod
+    def variance(self, kernel: Kernel, values: Number) -> Number:
+        """The step's variances from the parameter's values: numbers, tensors of one step, or arrays of many steps.
+
+        It does not fall when a value rises.
+        """
+
+    def __call__(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        """The covariance of x_s given x_t."""
+        known = self.parameter(kernel, prediction)
+        return replace(known, values=self.variance(kernel, known.values))
 
 
-class PosteriorRule(ABC):
-    """A rule that models Cov[x_0 | x_t]."""
+class PosteriorRule(Rule):
+    """A rule that models Cov[x_0 | x_t]: variance = lambda2 + gain^2 Var[x_0 | x_t]."""
 
     @abstractmethod
     def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
         """Cov[x_0 | x_t]."""
 
-    def __call__(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
-        return self.posterior(kernel, prediction).affine(number(kernel.gain**2), number(kernel.lambda2))
+    def parameter(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        return self.posterior(kernel, prediction)
+
+    def variance(self, kernel: Kernel, values: Number) -> Number:
+        return values * number(kernel.gain**2) + number(kernel.lambda2)
 
 
 def number(value: Array) -> float | Array:
@@ -65,15 +89,18 @@ class Unit(PosteriorRule):
         return Diagonal(number(noise / (kernel.alpha_t**2 + noise)))
 
 
-class Large:
+class Large(Rule):
     """covariance = Var[x_t | x_s]; defined for eta = 1."""
 
-    def __call__(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+    def parameter(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        return ZERO
+
+    def variance(self, kernel: Kernel, values: Number) -> Number:
         if kernel.eta != 1.0:
             raise UserError(
                 f"config.rule.name = 'large' goes with config.sampling.eta = 1 only, got eta = {kernel.eta}."
             )
-        return Diagonal(number(kernel.forward_variance))
+        return number(kernel.forward_variance)
 
 
 class Analytic(PosteriorRule):
@@ -97,12 +124,30 @@ class Bounded(PosteriorRule):
     rule: PosteriorRule
     upper: float
 
+    @property
+    def state_dependent(self) -> bool:
+        return self.rule.state_dependent
+
     def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
         return self.rule.posterior(kernel, prediction).clamp(0.0, self.upper)
 
 
 @dataclass(frozen=True)
-class LastStepCap:
+class Averaged(PosteriorRule):
+    """`rule` with one variance per state, tr Cov[x_0 | x_t] / d."""
+
+    rule: PosteriorRule
+
+    @property
+    def state_dependent(self) -> bool:
+        return self.rule.state_dependent
+
+    def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        return self.rule.posterior(kernel, prediction).average()
+
+
+@dataclass(frozen=True)
+class LastStepCap(Rule):
     """`rule` with the variance of the steps that land at 0 < s <= last limited to `threshold`.
 
     The published threshold is (y Delta)^2 pi/2, y = 1 or 2 data levels of width Delta = (b - a)/(L - 1): the mean
@@ -113,8 +158,20 @@ class LastStepCap:
     threshold: float
     last: float
 
+    @property
+    def state_dependent(self) -> bool:
+        return self.rule.state_dependent
+
+    def parameter(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        return self.rule.parameter(kernel, prediction)
+
+    def variance(self, kernel: Kernel, values: Number) -> Number:
+        return self._capped(kernel, Diagonal(self.rule.variance(kernel, values))).values
+
     def __call__(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
-        covariance = self.rule(kernel, prediction)
+        return self._capped(kernel, self.rule(kernel, prediction))
+
+    def _capped(self, kernel: Kernel, covariance: Covariance) -> Covariance:
         lands = (kernel.s > 0.0) & (kernel.s <= self.last)
         if not np.any(lands):
             return covariance
@@ -136,12 +193,20 @@ class RuleNeeds:
         bounds: whether the model of Cov[x_0 | x_t] is limited.
         average_bound: tr Cov[x_0] / d, which no average over states exceeds; computed when asked.
         variance: Var_t as a function of time by the chosen estimator; computed when asked.
+        state_bound: ((b - a)/2)^2 for data in [a, b], which no state's variance exceeds.
+        average: whether a state's variance is to be one number.
+        head: the objective that the network's second output was trained with, "" when it has none.
+        first_variance: Var[x_1 | x_2, x_0] of the reference times; computed when asked.
     """
 
     eta: float
     bounds: bool
     average_bound: Callable[[], float]
     variance: Callable[[], Callable[[Array], Array]]
+    state_bound: float
+    average: bool
+    head: str
+    first_variance: Callable[[], float]
 
 
 def _large(needs: RuleNeeds) -> Rule:

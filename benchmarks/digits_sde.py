@@ -12,6 +12,7 @@ variational bound and by the probability flow. Models run side by side, one thre
 from __future__ import annotations
 
 import argparse
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -163,6 +164,9 @@ def main() -> None:
         Job(name, options.workdir, options.samples, options.seeds, options.images, budgets)
         for name in options.models.split(",")
     ]
+    # for the workers: without this glibc gives every layer's memory back to the system, a fifth of the time
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4000000000")
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "8000000000")
     head = " | ".join(f"K = {k}" for k in budgets) + " |"
     with ProcessPoolExecutor(len(jobs), mp_context=get_context("spawn")) as pool:
         for job, (first, second) in zip(jobs, pool.map(work, jobs), strict=True):

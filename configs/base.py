@@ -94,9 +94,12 @@ def get_config() -> ConfigDict:
     config.moments.write_ms_eps = False  # also write gamma as a published ms_eps file
 
     config.rule = ConfigDict()
-    config.rule.name = "analytic"  # small | unit | large | analytic
+    # small | unit | large | analytic; with a network's second output: sn | npr | relative | learned
+    config.rule.name = "analytic"
     config.rule.estimator = "residual"  # analytic: residual | gamma | data
-    config.rule.bounds = True  # 0 <= Var[x0|x_t] <= Var[x0] (or the data range), share that acts is reported
+    # 0 <= Var[x0|x_t] <= Var[x0] (sn, npr, relative: half the data range squared), share that acts is reported
+    config.rule.bounds = True
+    config.rule.average = False  # sn, npr, relative: one variance per state, the mean over its pixels
     # cap the noise of the last steps at this many data levels (published: 1 or 2); 0 = off
     config.rule.cap_levels = 0.0
     config.rule.cap_steps = 1  # how many path elements the cap covers

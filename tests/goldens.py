@@ -15,6 +15,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from adpm.denoiser import Denoise
+from adpm.likelihood import first_posterior_variance
 from adpm.moments import MomentTable
 from adpm.ms_eps import table_of_gamma
 from adpm.process import PROCESSES, Process
-from adpm.variance import Analytic, Bounded, Large, PosteriorRule, Rule, Small
+from adpm.variance import Analytic, Averaged, Bounded, Large, PosteriorRule, Rule, Small
+from covariance.rules import Learned, NoiseResidual, SquaredNoise
 
 DATA = Path(__file__).parent / "data"
 RTOL = 1e-9
@@ -82,6 +86,25 @@ def scalar_rule(kind: str, clip_covariance: bool, name: str, ms_eps: NDArray[np.
         if clip_covariance:
             rule = Bounded(rule, 1.0)
     return rule
+
+
+def head_rule(typ: str, process: Process, clip_covariance: bool = False, average: bool = False) -> Rule:
+    """The rules with a second output under their published names; the published average comes before the limits."""
+    if typ == "eps_iddpm":
+        return Learned(first_posterior_variance(process))
+    rule: PosteriorRule = {"eps": SquaredNoise, "eps_eps2": SquaredNoise, "eps_epsc": NoiseResidual}[typ]()
+    rule = Averaged(rule) if average else rule
+    return Bounded(rule, 1.0) if clip_covariance else rule
+
+
+def with_head(denoise: Denoise, head: Callable[[Tensor, float], Tensor]) -> Denoise:
+    """`denoise` with head(x, t) as the second output."""
+    return lambda x, t: replace(denoise(x, t), head=head(x, t))
+
+
+def heuristic(denoise: Denoise) -> Denoise:
+    """The published Var[eps | x_t] = 1 - eps^2 of networks without a head: an SN head that says 1."""
+    return with_head(denoise, lambda x, t: torch.ones_like(x))
 
 
 HEADS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], list[Tensor]]] = {

@@ -1,7 +1,7 @@
 """One reverse step t -> s against the published codes: mean, variance and x0 of every stored case.
 
-The networks are constant tensors, so nothing but the step is tested. Every case is checked for its mean and x0;
-variances that need a second output, or the published heuristic 1 - eps_hat^2, belong to covariance/ and are counted.
+The networks are constant tensors, so nothing but the step is tested. Every case is checked for its mean, x0 and
+variance, those of networks with a second output included.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adpm.errors import UserError
 from adpm.kernel import Kernel, reverse_kernel
 from adpm.solver import ReverseGaussian, reverse_mean
 from adpm.variance import Rule
-from tests.goldens import RTOL, Golden, process, rel, scalar_rule
+from tests.goldens import RTOL, Golden, head_rule, heuristic, process, rel, scalar_rule
 
 CASES = 1548
 
@@ -38,6 +38,13 @@ SCALAR = {
 }
 # model type -> number of cases whose variance depends on the state
 STATE_DEPENDENT = {"eps": 180, "eps_eps2": 324, "eps_epsc": 324, "eps_iddpm": 36}
+# model type -> how many of them are one number per state (1) and one per element (2)
+HEAD_KINDS = {
+    "eps": {1: 36, 2: 144},
+    "eps_eps2": {1: 144, 2: 180},
+    "eps_epsc": {1: 144, 2: 180},
+    "eps_iddpm": {2: 36},
+}
 
 OUTPUTS = {
     "eps": ("in_eps",),
@@ -77,10 +84,15 @@ def step_kernel(stored: Golden, i: int) -> Kernel:
     return reverse_kernel(process(str(stored["case_schedule"][i])), stored["case_t"][i], stored["case_s"][i], eta)
 
 
+def bounded(stored: Golden, i: int) -> bool:
+    """clip_cov_x0 = -1 means that the covariance is limited to [0, 1] when x0 is clipped."""
+    clip = int(stored["case_clip_cov_x0"][i])
+    return bool(stored["case_clip_x0"][i]) if clip < 0 else bool(clip)
+
+
 def step_rule(stored: Golden, i: int) -> Rule:
-    """The case's rule; clip_cov_x0 = -1 means that the covariance is limited to [0, 1] when x0 is clipped."""
-    name, clip = str(stored["case_schedule"][i]), int(stored["case_clip_cov_x0"][i])
-    bounds = bool(stored["case_clip_x0"][i]) if clip < 0 else bool(clip)
+    """The case's state-independent rule."""
+    name, bounds = str(stored["case_schedule"][i]), bounded(stored, i)
     return scalar_rule(str(stored["case_rev_var_type"][i]), bounds, name, stored[f"ms_eps__{name}"])
 
 
@@ -124,6 +136,39 @@ def test_scalar_variance(reverse_step: Golden, wanted: Case) -> None:
         covariance = step_rule(reverse_step, i)(step_kernel(reverse_step, i), None)
         assert isinstance(covariance.values, float)
         assert rel(np.full_like(reverse_step["var"][i], covariance.values), reverse_step["var"][i]) < RTOL
+
+
+def head_cases(stored: Golden, typ: str) -> list[int]:
+    """Cases whose variance comes from the state."""
+    return [i for i in range(CASES) if case(stored, i)[0] == typ and case(stored, i) not in SCALAR]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("typ", STATE_DEPENDENT)
+def test_variance_of_a_second_output(reverse_step: Golden, typ: str) -> None:
+    """SN, NPR and Improved DDPM per pixel and averaged, with and without limits, negative ones included.
+
+    Without a head the published codes take 1 - eps_hat^2 for Var[eps | x_t], which is SN with a head that says 1.
+    """
+    chosen, x = head_cases(reverse_step, typ), torch.as_tensor(reverse_step["in_x"])
+    kinds, limited = Counter(), 0
+    for i in chosen:
+        denoise = denoiser(reverse_step, i)
+        prediction = (denoise if OUTPUTS[typ][1:] else heuristic(denoise))(x, reverse_step["case_t"][i])
+        p, average = process(str(reverse_step["case_schedule"][i])), bool(reverse_step["case_avg_cov"][i])
+        rule = head_rule(typ, p, bounded(reverse_step, i), average)
+        kernel = step_kernel(reverse_step, i)
+        covariance = rule(kernel, prediction)
+        values = covariance.values.expand_as(x)
+        assert rel(values, reverse_step["var"][i]) < RTOL
+        parameter = rule.parameter(kernel, prediction).values
+        assert torch.equal(values, rule.variance(kernel, parameter).expand_as(x))
+        kinds[int(reverse_step["case_var_kind"][i])] += 1
+        assert covariance.values.numel() == (len(x) if average else x.numel())
+        limited += float(covariance.clipped) > 0
+    assert len(chosen) == STATE_DEPENDENT[typ]
+    assert kinds == HEAD_KINDS[typ]
+    assert (limited > 0) == (typ != "eps_iddpm"), "there is no model of Cov[x_0 | x_t] to limit"
 
 
 def test_negative_variance_is_not_drawn_from(reverse_step: Golden) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from adpm import variance
 from adpm.denoiser import EPS_AFTER_CLIP, PREDICTIONS, Denoise, Denoiser, TimeLabel
 from adpm.errors import UserError, lookup
-from adpm.likelihood import Decoder, DecoderNeeds, Levels
+from adpm.likelihood import Decoder, DecoderNeeds, Levels, first_posterior_variance
 from adpm.moments import ESTIMATORS, Source
 from adpm.planning import BUDGETS, PLANNING_METHODS, Costs
 from adpm.process import Array, Process
@@ -173,6 +173,7 @@ class Session:
     def __init__(self, config: ConfigDict, workdir: Path, tables: Tables) -> None:
         self.config, self.workdir, self.tables = config, workdir, tables
         self.device = resolve_device(config.device)
+        self.has_head = False  # whether there is a network with a second output
         self.used_moments = False  # whether a rule or path asked for moments; provenance names them only then
         self._check()
         check_writable(workdir)
@@ -226,6 +227,12 @@ class Session:
         _ = self.train_options
         needs = dataclasses.replace(self.rule_needs(lambda: lambda t: t), average_bound=lambda: 1.0)
         rule = self.tables.rules[config.rule.name](needs)  # refuses, for example, large with eta < 1
+        self.state_dependent = rule.state_dependent
+        if config.rule.average and not rule.state_dependent:
+            raise UserError(
+                f"config.rule.average = True does nothing with config.rule.name = '{config.rule.name}', which is the "
+                "same for all pixels; set it to False."
+            )
         self._solver(lambda: rule)
 
     def _check_network(self) -> None:
@@ -233,13 +240,14 @@ class Session:
         with torch.device("meta"):
             network = self.network()
             try:
-                network(torch.zeros(1, *self.data.shape), torch.zeros(1))
+                out = network(torch.zeros(1, *self.data.shape), torch.zeros(1))
             except UserError:
                 raise
             except Exception as error:
                 raise UserError(
                     f"config.network cannot be built: its layers do not fit each other ({error})."
                 ) from error
+        self.has_head = out.shape[1] > self.data.shape[0]
 
     @cached_property
     def process(self) -> Process:
@@ -330,6 +338,10 @@ class Session:
             bounds=self.config.rule.bounds,
             average_bound=lambda: self.source("train").variance,
             variance=make_variance,
+            state_bound=((self.data.high - self.data.low) / 2.0) ** 2,
+            average=self.config.rule.average,
+            head=self.config.train.objective if self.has_head else "",
+            first_variance=lambda: first_posterior_variance(self.process),
         )
 
     def rule(self, make_variance: Callable[[], Callable[[Any], Any]], times: Array) -> variance.Rule:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from adpm.errors import UserError
 from adpm.kernel import Kernel
 from adpm.ms_eps import read_array
-from adpm.planning import Costs, Plan, Planner, bound_costs, kl_costs, planner
+from adpm.planning import Costs, Plan, Planner, bound_costs, kl_costs, measured_costs, planner
 from adpm.process import Array
 from adpm.run.assembly import Session
-from adpm.run.prepare import data_row_for, moments_for, moments_key, planning_images, statistics_for, variance_for
+from adpm.run.prepare import cost_table_for, data_row_for, moments_for, moments_key, variance_for
 from adpm.run.report import say
 from adpm.shortest_path import IntArray
 from adpm.trajectory import Request
@@ -84,19 +84,22 @@ def _kl(session: Session) -> Costs:
 
 
 def _bound(session: Session) -> Costs:
-    """Of the config's own rule, from the measured residual."""
+    """Of the config's own rule, from the measured residual.
+
+    Raises:
+        UserError: for a rule that reads the state, of which the residual says too little.
+    """
+    if session.state_dependent:
+        raise UserError(
+            f"config.trajectory.cost = 'bound' needs one variance per step, and config.rule.name = "
+            f"'{session.config.rule.name}' depends on the state; use 'measured', or 'kl' (of the best scalar)."
+        )
     return _rule_costs(session, _residual(session), _data_row(session))
 
 
 def _measured(session: Session) -> Costs:
     """Of the config's own rule, every reference time measured on training images, data term included if asked for."""
-    process, section = session.process, session.config.moments
-    say(f"measuring the bound at all {process.steps} times on {section.draws} training images.")
-    numbers = planning_images(session)
-    statistics = statistics_for(session, "train", numbers, process.times[1:], stream="table")
-    variance = np.concatenate([[0.0], statistics.variance()])
-    row = np.concatenate([[np.inf], statistics.data.mean(1) / statistics.dim])
-    return _rule_costs(session, variance, row if session.config.trajectory.data_term else None)
+    return measured_costs(cost_table_for(session))
 
 
 COSTS: dict[str, Callable[[Session], Costs]] = {"kl": _kl, "bound": _bound, "measured": _measured}

@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 
-from adpm.likelihood import Statistics, keyed_noise, measure_statistics, prior_nats
+from adpm.cost_table import measure_column
+from adpm.likelihood import NoiseAt, Statistics, keyed_noise, measure_statistics, prior_nats
 from adpm.moments import Draws, MomentTable, measure, spread_times
 from adpm.ms_eps import read_ms_eps
+from adpm.planning import first_edges
 from adpm.process import Array
 from adpm.run.assembly import Session
 from adpm.run.files import digest, write_whole
 from adpm.run.report import progress, say
-from adpm.run.shards import read_arrays, save_arrays
+from adpm.run.shards import Arrays, read_arrays, save_arrays, sharded
+from adpm.shortest_path import edge_table
 
 _SECONDS_BETWEEN_SAVES = 20.0  # what a killed estimation loses at most
 
@@ -190,3 +193,50 @@ def data_row_for(session: Session) -> Array:
     row = np.full(session.process.steps + 1, np.inf)
     row[1:] = curve(-log_snr(session.process.times[1:]))
     return row
+
+
+def cost_table_for(session: Session) -> Array:
+    """F [N+1, N+1] of the config's rule in nats per dimension, measured on training images at every reference time.
+
+    Finished times lie in the workdir, so that a killed run continues. Without the data term every path goes through
+    the first reference time.
+    """
+    process, section = session.process, session.config.moments
+    priced = session.config.trajectory.data_term
+    variance = variance_for(session)
+    rule = session.rule(variance, process.times[:2])
+    decoder = session.decoder(variance) if priced else None
+    protocol = {
+        "identity": session.model_identity,
+        "seed": session.config.seed,
+        "draws": section.draws,
+        "rule": session.config.rule.to_dict(),
+        "eta": session.config.sampling.eta,
+        "decoder": session.config.likelihood.decoder if priced else None,
+        "moments": moments_key(session) if session.used_moments else None,
+    }
+    folder = session.workdir / "cost-tables" / f"{session.config.rule.name}-{digest(protocol)}"
+    say(f"measuring the bound at all {process.steps} times on {section.draws} training images: {folder}")
+    batches = planning_batches(session)
+
+    @torch.inference_mode()
+    def work(items: range) -> Arrays:
+        at, eta = items.start + 1, session.config.sampling.eta
+        measured = measure_column(session.model.denoise, process, rule, decoder, session.levels, at, batches, eta)
+        return {"column": measured}
+
+    columns = [done["column"].astype(np.float64) for done in sharded(folder, process.steps, 1, work, "cost table")]
+    table = edge_table(process.steps, lambda t: columns[t - 1][1:])
+    table[0] = first_edges(process, np.array([np.inf, *(column[0] for column in columns)]) if priced else None)
+    return table
+
+
+def planning_batches(session: Session) -> list[tuple[torch.Tensor, NoiseAt]]:
+    """The images that planning measures on, with their noise."""
+    parts = planning_images(session).split(session.config.likelihood.batch_size)
+    images = [session.images("train", part).double() for part in parts]
+    seed, process, shape = session.config.seed, session.process, session.data.shape
+    return [
+        (x0, keyed_noise(seed, process, part.to(x0.device), shape, x0.dtype, "table"))
+        for part, x0 in zip(parts, images, strict=True)
+    ]

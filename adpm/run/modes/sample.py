@@ -23,7 +23,7 @@ from adpm.run.report import Report, image_grid, save_png, say
 from adpm.run.shards import Arrays, save_arrays, sharded
 from adpm.sampler import keyed
 from adpm.sampler import sample as sample_path
-from adpm.solver import Solver
+from adpm.solver import Solver, Step
 
 _STRIP_ROWS, _STRIP_COLUMNS = 8, 10
 
@@ -98,7 +98,7 @@ def draw(session: Session, solver: Solver, times: Array, items: range) -> Arrays
     shown = set(np.linspace(0, len(times) - 2, min(_STRIP_COLUMNS, len(times) - 1)).round().astype(int).tolist())
     for k, step in enumerate(sample_path(denoise, solver, session.process, times, noise)):
         if not torch.isfinite(step.x).all():
-            raise UserError(f"the state is not finite after the step {step.t:g} -> {step.s:g}; check weights and rule.")
+            raise UserError(_not_finite(step))
         variances.append(float(torch.as_tensor(step.covariance.values, dtype=torch.float64).mean()))
         clipped.append(float(step.covariance.clipped))
         if k in shown:
@@ -112,6 +112,15 @@ def draw(session: Session, solver: Solver, times: Array, items: range) -> Arrays
         "nfe": np.array(denoise.calls),
         "seconds": np.array(time.perf_counter() - started),
     }
+
+
+def _not_finite(step: Step) -> str:
+    """Why the state may not be finite; asked only then, because looking at the variances waits for the device."""
+    told = f"the state is not finite after the step {step.t:g} -> {step.s:g}; "
+    least = float(torch.as_tensor(step.covariance.values).min())
+    if least < 0.0:
+        return told + f"the variance rule gives values down to {least:.3g} there: set config.rule.bounds = True."
+    return told + "check weights and rule."
 
 
 def _report(session: Session, drawn: Drawn) -> None:

@@ -1,0 +1,161 @@
+"""Variance rules that read a network's second output h(x_t), `Prediction.head`.
+
+    sn        Var[x_0 | x_t] = (sigma_t/alpha_t)^2 (h - eps_network^2)     h ~ E[eps^2 | x_t]
+    npr       Var[x_0 | x_t] = (sigma_t/alpha_t)^2 h                       h ~ E[(eps - eps_network)^2 | x_t]
+    relative  Var[x_0 | x_t] = Var_t softplus(h)                           Var_t from the moment table
+    learned   log covariance = f log forward_variance + (1 - f) log lambda2,   f = (h + 1)/2
+
+per pixel. `sn` and `npr` are Bao et al. 2022b (Theorems 2 and 3; eps_network is the prediction before any clipping),
+`learned` is Improved DDPM (Nichol & Dhariwal 2021, eq. 15), eta = 1 only; after respacing it interpolates between the
+bounds of the new, longer step. The heuristic of the published codes for networks without a head, which replaces
+E[eps^2 | x_t] by 1, is `sn` with h = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from adpm.denoiser import Prediction
+from adpm.errors import UserError
+from adpm.gaussian import Covariance, Diagonal, Number
+from adpm.kernel import Kernel
+from adpm.process import Array
+from adpm.variance import Averaged, Bounded, PosteriorRule, Rule, RuleNeeds, number
+
+
+class HeadRule(Rule):
+    """A rule about single states and pixels."""
+
+    @property
+    def state_dependent(self) -> bool:
+        return True
+
+
+def second_output(prediction: Prediction | None) -> tuple[Prediction, Tensor]:
+    """The prediction and its head.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if prediction is None or prediction.head is None:
+        raise UserError("config.rule.name names a rule that reads a network's second output, but there is none.")
+    return prediction, prediction.head
+
+
+def noise_to_data(kernel: Kernel) -> Number:
+    """(sigma_t/alpha_t)^2, which turns Var[eps | x_t] into Var[x_0 | x_t]."""
+    return number((kernel.sigma_t / kernel.alpha_t) ** 2)
+
+
+class SquaredNoise(HeadRule, PosteriorRule):
+    """Var[x_0 | x_t] = (sigma_t/alpha_t)^2 (h - eps_network^2); negative where the head is below eps_network^2."""
+
+    def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        seen, head = second_output(prediction)
+        return Diagonal(noise_to_data(kernel) * (head - seen.eps_network.square()))
+
+
+class NoiseResidual(HeadRule, PosteriorRule):
+    """Var[x_0 | x_t] = (sigma_t/alpha_t)^2 h; optimal for an imperfect mean, too."""
+
+    def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        return Diagonal(noise_to_data(kernel) * second_output(prediction)[1])
+
+
+@dataclass(frozen=True)
+class Relative(HeadRule, PosteriorRule):
+    """Var[x_0 | x_t] = Var_t softplus(h), positive wherever Var_t is.
+
+    Attributes:
+        average: Var_t, a scalar function of time such as `MomentTable.variance` gives.
+    """
+
+    average: Callable[[Array], Array]
+
+    def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        return Diagonal(number(self.average(kernel.t)) * softplus(second_output(prediction)[1]))
+
+
+@dataclass(frozen=True)
+class Learned(HeadRule):
+    """covariance = lambda2 (forward_variance/lambda2)^f; the parameter is f = (h + 1)/2, not limited to [0, 1].
+
+    Attributes:
+        first_variance: stands for lambda2 at s = 0, where lambda2 is 0; published: Var[x_1 | x_2, x_0].
+
+    Raises:
+        UserError: when asked for a step with eta < 1.
+    """
+
+    first_variance: float
+
+    def parameter(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        return Diagonal((second_output(prediction)[1] + 1.0) / 2.0)
+
+    def variance(self, kernel: Kernel, values: Number) -> Number:
+        _only_eta_one(kernel.eta)
+        least = np.where(kernel.s > 0.0, kernel.lambda2, self.first_variance)
+        return number(least) * number(kernel.forward_variance / least) ** values
+
+
+def _only_eta_one(eta: float) -> None:
+    if eta != 1.0:
+        raise UserError(f"config.rule.name = 'learned' goes with config.sampling.eta = 1 only, got {eta}.")
+
+
+TRAINED_WITH: dict[str, tuple[str, ...]] = {
+    "sn": ("sn",),
+    "npr": ("npr",),
+    "relative": ("relative",),
+    "learned": ("hybrid", "vlb"),
+}
+"""Rule -> training objectives whose head it can read."""
+
+
+def _require_head(rule: str, needs: RuleNeeds) -> None:
+    if needs.head in TRAINED_WITH[rule]:
+        return
+    wanted = " or ".join(f"'{objective}'" for objective in TRAINED_WITH[rule])
+    found = f"got '{needs.head}'" if needs.head else "but there is no network with a second output (config.network)"
+    raise UserError(
+        f"config.rule.name = '{rule}' needs a head trained with config.train.objective = {wanted}, {found}."
+    )
+
+
+def _modelled(name: str, build: Callable[[RuleNeeds], PosteriorRule]) -> Callable[[RuleNeeds], Rule]:
+    """A builder of a posterior rule: averaged if asked for, then limited, the order of the published codes.
+
+    The average over pixels is taken first because limiting the noise of a head at 0 would bias it upwards.
+    """
+
+    def built(needs: RuleNeeds) -> Rule:
+        _require_head(name, needs)
+        rule = build(needs)
+        rule = Averaged(rule) if needs.average else rule
+        return Bounded(rule, needs.state_bound) if needs.bounds else rule
+
+    return built
+
+
+def _learned(needs: RuleNeeds) -> Rule:
+    _require_head("learned", needs)
+    _only_eta_one(needs.eta)
+    if needs.average:
+        raise UserError(
+            "config.rule.average = True averages a model of Cov[x_0 | x_t], and config.rule.name = 'learned' has none; "
+            "set it to False."
+        )
+    return Learned(needs.first_variance())
+
+
+RULES: dict[str, Callable[[RuleNeeds], Rule]] = {
+    "sn": _modelled("sn", lambda needs: SquaredNoise()),
+    "npr": _modelled("npr", lambda needs: NoiseResidual()),
+    "relative": _modelled("relative", lambda needs: Relative(needs.variance())),
+    "learned": _learned,
+}

@@ -1,0 +1,198 @@
+"""Rules with a second output end to end: training options to rule, the measured plan, and what is refused in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adpm.denoiser import Prediction
+from adpm.likelihood import path_terms
+from adpm.nn.checkpoint import read_header, read_weights, save_weights
+from adpm.planning import measured_costs, planner
+from adpm.run.assembly import Session
+from adpm.run.cli import load_config, run
+from adpm.run.core import CORE
+from adpm.run.modes import MODES
+from adpm.run.prepare import cost_table_for, planning_batches, variance_for
+from covariance.tables import COVARIANCE_TABLES
+
+ROOT = Path(__file__).parent.parent
+
+
+def npr_loss(prediction: Prediction, x0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    assert prediction.head is not None
+    residual = (eps - prediction.eps_network).square()
+    return (residual + (residual.detach() - prediction.head).square()).flatten(1).mean(1)
+
+
+# any objective will do here: what counts is its name
+TABLES = replace(
+    CORE.merged(COVARIANCE_TABLES),
+    objectives={"eps": CORE.objectives["eps"], **dict.fromkeys(("sn", "npr", "relative", "hybrid"), npr_loss)},
+)
+STEPS = 30
+NETWORK = {
+    "network.head": "simple",
+    "network.model_channels": "8",
+    "network.num_heads": "1",
+    "process.steps": str(STEPS),
+    "train.batch_size": "16",
+    "train.iterations": "6",
+}
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def go(workdir: Path, mode: str, objective: str = "npr", **overrides: object) -> int:
+    fields = NETWORK | {"train.objective": objective, "moments.draws": "12", "moments.times": "10"}
+    fields |= {key.replace("__", "."): str(value) for key, value in overrides.items()}
+    flags = [f"--config.{key}={value}" for key, value in fields.items()]
+    return run(
+        ["main.py", "--config=configs/toy.py:unet", f"--mode={mode}", f"--workdir={workdir}", *flags], TABLES, MODES
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("npr")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        assert go(workdir, "train") == 0
+    return workdir
+
+
+def session(workdir: Path, objective: str = "npr", **overrides: object) -> Session:
+    config = load_config("configs/toy.py", "unet")
+    config.network.update(head="simple", model_channels=8, num_heads=1)
+    config.process.steps, config.train.objective = STEPS, objective
+    config.moments.update(draws=12, times=10)
+    config.likelihood.batch_size = 8
+    for key, value in overrides.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    return Session(config, workdir, TABLES)
+
+
+@pytest.mark.parametrize("mode", ["sample", "likelihood"])
+def test_modes_plan_on_the_rule_and_report(trained: Path, mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    more = {"sampling__samples": 3, "likelihood__images": 5, "trajectory__cost": "measured", "trajectory__steps": 4}
+    assert go(trained, mode, rule__name="npr", rule__average=mode == "sample", trajectory__data_term=True, **more) == 0
+    told = capsys.readouterr().out
+    assert "measuring the bound at all 30 times on 12 training images" in told and "planned 4 steps" in told
+    folder = next((trained / {"sample": "samples", "likelihood": "likelihood"}[mode]).glob("npr-*"))
+    protocol = json.loads((folder / "protocol.json").read_text())
+    assert protocol["rule"]["name"] == "npr" and len(protocol["path"]) == 5
+    assert go(trained, mode, rule__name="npr", rule__average=mode == "sample", trajectory__data_term=True, **more) == 0
+    (again,) = (trained / {"sample": "samples", "likelihood": "likelihood"}[mode]).glob("npr-*")
+    assert again == folder, "the plan of the kept table is the same"
+
+
+def counted(s: Session, patch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[float]:
+    """The times at which the session's denoiser is called, which is interrupted after so many calls."""
+    called: list[float] = []
+    denoise = s.model.denoise
+
+    def call(x: torch.Tensor, t: float) -> Prediction:
+        if len(called) == stop_after:
+            raise KeyboardInterrupt
+        called.append(float(t))
+        return denoise(x, t)
+
+    patch.setattr(s, "model", replace(s.model, denoise=call))
+    return called
+
+
+def test_a_killed_table_goes_on_where_it_stopped(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights.safetensors").write_bytes((trained / "weights.safetensors").read_bytes())
+    whole = cost_table_for(session(trained, rule__name="npr"))
+    first = session(tmp_path, rule__name="npr")
+    called = counted(first, monkeypatch, stop_after=11)
+    with pytest.raises(KeyboardInterrupt):
+        cost_table_for(first)
+    assert called == [float(t) for t in range(1, 6) for _ in range(2)] + [6.0], "two batches of 8 and 4 images a time"
+    second = session(tmp_path, rule__name="npr")
+    called = counted(second, monkeypatch)
+    np.testing.assert_array_equal(cost_table_for(second), whole)
+    assert called == [float(t) for t in range(6, 31) for _ in range(2)]
+
+
+def test_the_table_is_the_bound_of_the_same_draws(trained: Path) -> None:
+    """192 elements in two batches are not grouped, so a plan costs what walking it costs."""
+    s = session(trained, rule__name="npr", trajectory__data_term=True, likelihood__decoder="published")
+    costs = measured_costs(cost_table_for(s))
+    plan = planner(costs, 6).plan(6)
+    rule, decoder = s.rule(variance_for(s), s.process.times[:2]), s.decoder(variance_for(s))
+    total = 0.0
+    with torch.inference_mode():
+        for x0, noise in planning_batches(s):
+            times = s.process.times[plan.path]
+            terms = path_terms(s.model.denoise, s.process, rule, decoder, s.levels, times, x0, noise)
+            total += sum(float(term.nats.sum()) for term in terms)
+    assert plan.raw == pytest.approx(total / 12 / 16, rel=1e-6)  # the network works in float32
+
+
+@pytest.mark.parametrize("change", [{"rule__bounds": False}, {"moments__draws": 11}, {"seed": 1}])
+def test_tables_of_different_protocols_do_not_mix(trained: Path, change: dict[str, object]) -> None:
+    folders = trained / "cost-tables"
+    cost_table_for(session(trained, rule__name="relative", objective="relative"))
+    before = set(folders.iterdir())
+    more = {key: value for key, value in change.items() if key != "seed"}
+    s = session(trained, rule__name="relative", objective="relative", **more)
+    if "seed" in change:
+        s.config.seed = 1
+    cost_table_for(s)
+    assert len(set(folders.iterdir()) - before) == 1
+
+
+REFUSED: dict[str, tuple[dict[str, object], str]] = {
+    "no head": ({"rule__name": "npr", "network__head": "none"}, "there is no network with a second output"),
+    "other head": ({"rule__name": "sn"}, "config.train.objective = 'sn', got 'npr'"),
+    "average": ({"rule__average": True}, "config.rule.average = True does nothing with config.rule.name = 'analytic'"),
+    "scalar cost": (
+        {"rule__name": "npr", "trajectory__cost": "bound"},
+        "config.trajectory.cost = 'bound' needs one variance per step, and config.rule.name = 'npr' depends",
+    ),
+    "learned eta": (
+        {"rule__name": "learned", "objective": "hybrid", "sampling__eta": 0.5},
+        "config.rule.name = 'learned' goes with config.sampling.eta = 1 only",
+    ),
+    "exact denoiser": ({"rule__name": "npr", "denoiser__name": "ideal"}, "there is no network with a second output"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_work_is_refused_in_words(trained: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides, message = REFUSED[name]
+    assert go(trained, "sample", trajectory__steps=4, **overrides) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_sampling_says_when_variances_are_negative(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A head at -1 makes negative variances, which bounds cut at 0 and which are told without bounds."""
+    name, weights = "weights.safetensors", read_weights(trained / "weights.safetensors")
+    bias = [key for key in weights if key.startswith("out2") and key.endswith("bias")][-1]
+    save_weights(tmp_path / name, weights | {bias: weights[bias] - 1.0}, read_header(trained / name))
+    more = {"rule__name": "npr", "trajectory__name": "even", "trajectory__steps": 4, "sampling__eta": 0.0}
+    assert go(tmp_path, "sample", sampling__samples=3, rule__bounds=False, **more) == 2
+    told = capsys.readouterr().err
+    assert "the variance rule gives values down to -" in told and "set config.rule.bounds = True" in told
+    assert go(tmp_path, "sample", sampling__samples=3, **more) == 0
+    assert "bounds acted in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("build", [COVARIANCE_TABLES.rules[name] for name in COVARIANCE_TABLES.rules])
+def test_every_rule_is_in_the_merged_tables(build: Callable[..., object]) -> None:
+    assert build in TABLES.rules.values()
