@@ -23,6 +23,6 @@ The pipeline in five lines (`process`, `denoise` and `source` describe the model
     for term in path_terms(denoise, process, rule, decoder, levels, path, x0, noise): nats += term.nats
 
 Imports run down this list: errors, pickles, process, kernel, noise, denoiser, ideal, moments, ms_eps, gaussian,
-variance, shortest_path, planning, trajectory, solver, sampler, likelihood, cost_table, nn, run. `sde` and `covariance`
-import this package and not each other.
+variance, shortest_path, planning, trajectory, solver, sampler, likelihood, cost_table, objective, nn, run. `sde` and
+`covariance` import this package and not each other.
 """

@@ -57,23 +57,27 @@ def gaussian_cdf(u: Tensor) -> Tensor:
 
 
 def decoder_nats(x0: Tensor, mean: Tensor, variance: float, levels: Levels) -> Tensor:
-    """-log p(x_0 | mean) per example, nats, [B].
+    """-log p(x_0 | mean) per example for one variance, nats, [B]; see `pixel_nats`."""
+    if not variance > 0.0:
+        raise UserError(f"the decoder variance must be positive, got {variance}.")
+    return pixel_nats(x0, mean, torch.as_tensor(variance, dtype=x0.dtype, device=x0.device), levels).flatten(1).sum(1)
+
+
+def pixel_nats(x0: Tensor, mean: Tensor, variance: Tensor, levels: Levels) -> Tensor:
+    """-log p(x_0 | mean) per element, nats, of x0's shape; `variance` > 0 broadcasts.
 
     With levels: P = Phi((x_0 - mean + w/2)/sd) - Phi((x_0 - mean - w/2)/sd) over a bin of one level's width w, the
     lowest and the highest bin open to the outside, P floored at 1e-12. Continuous: the Gaussian density.
     """
-    if not variance > 0.0:
-        raise UserError(f"the decoder variance must be positive, got {variance}.")
     if not levels.count:
-        nats = 0.5 * ((x0 - mean).square() / variance + math.log(2 * math.pi * variance))
-        return nats.flatten(1).sum(1)
-    half, sd = levels.width / 2, math.sqrt(variance)
+        return 0.5 * ((x0 - mean).square() / variance + variance.log() + math.log(2 * math.pi))
+    half, sd = levels.width / 2, variance.sqrt()
     upper = gaussian_cdf((x0 - mean + half) / sd)
     lower = gaussian_cdf((x0 - mean - half) / sd)
     one, zero = torch.ones_like(upper), torch.zeros_like(lower)
     upper = torch.where(x0 > levels.high - half / 2, one, upper)
     lower = torch.where(x0 < levels.low + half / 2, zero, lower)
-    return -(upper - lower).clamp_min(_FLOOR).log().flatten(1).sum(1)
+    return -(upper - lower).clamp_min(_FLOOR).log()
 
 
 Decoder = Callable[[float], float]
@@ -84,8 +88,9 @@ def first_posterior_variance(process: Process) -> float:
     """tilde-beta(1, 2) = Var[x_1 | x_2, x_0] of the reference grid, the published decoder variance at t = 1."""
     if process.steps < 2:
         raise UserError(
-            "Var[x_1 | x_2, x_0], the published decoder variance and the learned rule's last one, needs a process of "
-            "at least 2 steps; use config.likelihood.decoder = 'optimal' and another rule."
+            f"config.process.steps = {process.steps}: Var[x_1 | x_2, x_0], the published decoder variance and the last "
+            "one of the learned rule and of its objectives, needs a process of at least 2 steps; use "
+            "config.likelihood.decoder = 'optimal' and another rule."
         )
     return float(reverse_kernel(process, process.times[2], process.times[1]).lambda2)
 

@@ -50,14 +50,15 @@ def get_config() -> ConfigDict:
     config.network.channel_mult = (1, 2)  # width of each level in units of M
     config.network.num_res_blocks = 1  # residual blocks per level
     config.network.dropout = 0.1
-    config.network.head = "none"  # none | simple | complex: second head of Extended-Analytic-DPM
+    config.network.head = "none"  # none | simple | complex: second output on the last hidden layer, trained by itself
     config.network.attention_downsample = placeholder(tuple)  # iddpm (none): down-sampling factors with attention
     config.network.num_heads = placeholder(int)  # iddpm (4): attention heads
     config.network.scale_shift = placeholder(bool)  # iddpm (True): time scales and shifts features, instead of adding
-    config.network.learned_variance = placeholder(bool)  # iddpm (False): twice the outputs, of which sampling uses half
+    config.network.learned_variance = placeholder(bool)  # iddpm (False): twice the outputs; sampling uses half
     config.network.variant = placeholder(str)  # score_sde (vp): vp | ve
     config.network.attention_resolutions = placeholder(tuple)  # score_sde (none): feature widths with attention
     config.network.pretrained = ""  # weights that are used until this workdir has trained its own
+    config.network.head_pretrained = ""  # the same for the head; empty = the one in the weights' own file, if any
 
     config.denoiser = ConfigDict()
     config.denoiser.name = "network"  # network | ideal (exact, for data with known truth: no network at all)
@@ -70,8 +71,10 @@ def get_config() -> ConfigDict:
     config.denoiser.eps_after_clip = "rederive"  # rederive (published DDPM) | keep (published DDIM)
 
     config.train = ConfigDict()
+    # eps | heads on trained weights: sn, npr, relative | with learned_variance: hybrid, vlb
     config.train.objective = "eps"
-    config.train.times = "uniform"  # uniform | log_snr: how training times are drawn
+    # uniform | log_snr | loss_aware (vlb: by the size of the loss): how training times are drawn
+    config.train.times = "uniform"
     config.train.iterations = 10_000
     config.train.batch_size = 128
     config.train.learning_rate = 1e-3
@@ -84,6 +87,7 @@ def get_config() -> ConfigDict:
     config.train.test_every = 1000  # iterations between test losses
     config.train.sample_every = 2500  # iterations between sample grids; 0 = never
     config.train.save_every = 1000  # iterations between states that a killed run resumes from
+    config.train.trunk_dropout = False  # heads: leave the trunk's dropout on in training, as published
 
     config.moments = ConfigDict()
     config.moments.file = ""  # a moments file to use; empty = the workdir's own, estimated when missing

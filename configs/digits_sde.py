@@ -1,10 +1,15 @@
-"""Digits in continuous time. Variants: vp (the default), subvp, ve, then a preset ("ve+ancestral")."""
+"""Digits in continuous time. Variants: vp (the default), subvp, ve, then a preset ("ve+ancestral").
+
+vp_sn, vp_npr and vp_relative add a head to the shipped weights of vp.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, digits
 from configs.toy_sde import PRESET_VARIANTS
 
 
@@ -39,11 +44,20 @@ def _digits_ve(config: ConfigDict) -> None:
     config.network.pretrained = "pretrained/digits_ve.safetensors"
 
 
+def _vp_head(objective: str) -> Callable[[ConfigDict], None]:
+    def change(config: ConfigDict) -> None:
+        _digits_vp(config)
+        digits.head(objective, f"pretrained/digits_vp_{objective}.safetensors")(config)
+
+    return change
+
+
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
     config.network.name = "score_sde"
     config.network.attention_resolutions = (4,)
     config.network.dropout = 0.25
     config.train.iterations = 8_000
-    variants = {"vp": _digits_vp, "subvp": subvp, "ve": _digits_ve, **PRESET_VARIANTS}
+    heads = {f"vp_{name}": _vp_head(name) for name in digits.HEADS}
+    variants = {"vp": _digits_vp, "subvp": subvp, "ve": _digits_ve, **heads, **PRESET_VARIANTS}
     return base.with_variant(config, variant or "vp", variants)

@@ -2,7 +2,7 @@
 
     sn        Var[x_0 | x_t] = (sigma_t/alpha_t)^2 (h - eps_network^2)     h ~ E[eps^2 | x_t]
     npr       Var[x_0 | x_t] = (sigma_t/alpha_t)^2 h                       h ~ E[(eps - eps_network)^2 | x_t]
-    relative  Var[x_0 | x_t] = Var_t softplus(h)                           Var_t from the moment table
+    relative  Var[x_0 | x_t] = Var_t q(h), q = relative_factor             Var_t from the moment table
     learned   log covariance = f log forward_variance + (1 - f) log lambda2,   f = (h + 1)/2
 
 per pixel. `sn` and `npr` are Bao et al. 2022b (Theorems 2 and 3; eps_network is the prediction before any clipping),
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
@@ -26,6 +25,8 @@ from adpm.gaussian import Covariance, Diagonal, Number
 from adpm.kernel import Kernel
 from adpm.process import Array
 from adpm.variance import Averaged, Bounded, PosteriorRule, Rule, RuleNeeds, number
+from covariance.interpolation import log_bounds
+from covariance.relative import relative_factor
 
 
 class HeadRule(Rule):
@@ -69,7 +70,7 @@ class NoiseResidual(HeadRule, PosteriorRule):
 
 @dataclass(frozen=True)
 class Relative(HeadRule, PosteriorRule):
-    """Var[x_0 | x_t] = Var_t softplus(h), positive wherever Var_t is.
+    """Var[x_0 | x_t] = Var_t q(h), positive wherever Var_t is; see relative.py.
 
     Attributes:
         average: Var_t, a scalar function of time such as `MomentTable.variance` gives.
@@ -78,7 +79,7 @@ class Relative(HeadRule, PosteriorRule):
     average: Callable[[Array], Array]
 
     def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
-        return Diagonal(number(self.average(kernel.t)) * softplus(second_output(prediction)[1]))
+        return Diagonal(number(self.average(kernel.t)) * relative_factor(second_output(prediction)[1]))
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class Learned(HeadRule):
 
     def variance(self, kernel: Kernel, values: Number) -> Number:
         _only_eta_one(kernel.eta)
-        least = np.where(kernel.s > 0.0, kernel.lambda2, self.first_variance)
-        return number(least) * number(kernel.forward_variance / least) ** values
+        low, width = log_bounds(kernel, self.first_variance)
+        return number(np.exp(low)) * number(np.exp(width)) ** values
 
 
 def _only_eta_one(eta: float) -> None:

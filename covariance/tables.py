@@ -1,8 +1,9 @@
-"""What networks with a second output add to the families of adpm/, by name."""
+"""What state-dependent covariances add to the families of adpm/, by name."""
 
 from __future__ import annotations
 
 from adpm.run.assembly import Tables
+from covariance.objective import OBJECTIVES
 from covariance.rules import RULES
 
-COVARIANCE_TABLES = Tables(rules=RULES)
+COVARIANCE_TABLES = Tables(objectives=OBJECTIVES, rules=RULES)

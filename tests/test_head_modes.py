@@ -25,17 +25,7 @@ from covariance.tables import COVARIANCE_TABLES
 ROOT = Path(__file__).parent.parent
 
 
-def npr_loss(prediction: Prediction, x0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    assert prediction.head is not None
-    residual = (eps - prediction.eps_network).square()
-    return (residual + (residual.detach() - prediction.head).square()).flatten(1).mean(1)
-
-
-# any objective will do here: what counts is its name
-TABLES = replace(
-    CORE.merged(COVARIANCE_TABLES),
-    objectives={"eps": CORE.objectives["eps"], **dict.fromkeys(("sn", "npr", "relative", "hybrid"), npr_loss)},
-)
+TABLES = CORE.merged(COVARIANCE_TABLES)
 STEPS = 30
 NETWORK = {
     "network.head": "simple",
@@ -44,7 +34,9 @@ NETWORK = {
     "process.steps": str(STEPS),
     "train.batch_size": "16",
     "train.iterations": "6",
+    "train.sample_every": "0",
 }
+TRUNK = {"objective": "eps", "network__head": "none"}
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +58,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("npr")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        assert go(workdir, "train") == 0
+        assert go(workdir, "train", **TRUNK) == 0
+        assert go(workdir, "train", rule__name="npr") == 0
+    return workdir
+
+
+def copied(trained: Path, workdir: Path, head: bool = True) -> Path:
+    for name in ("weights.safetensors", *(["head.safetensors"] if head else [])):
+        (workdir / name).write_bytes((trained / name).read_bytes())
     return workdir
 
 
@@ -114,7 +113,7 @@ def counted(s: Session, patch: pytest.MonkeyPatch, stop_after: int | None = None
 def test_a_killed_table_goes_on_where_it_stopped(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "weights.safetensors").write_bytes((trained / "weights.safetensors").read_bytes())
+    copied(trained, tmp_path)
     whole = cost_table_for(session(trained, rule__name="npr"))
     first = session(tmp_path, rule__name="npr")
     called = counted(first, monkeypatch, stop_after=11)
@@ -143,12 +142,13 @@ def test_the_table_is_the_bound_of_the_same_draws(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"rule__bounds": False}, {"moments__draws": 11}, {"seed": 1}])
-def test_tables_of_different_protocols_do_not_mix(trained: Path, change: dict[str, object]) -> None:
-    folders = trained / "cost-tables"
-    cost_table_for(session(trained, rule__name="relative", objective="relative"))
+def test_tables_of_different_protocols_do_not_mix(trained: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    folders = copied(trained, tmp_path, head=False) / "cost-tables"
+    assert go(tmp_path, "train", "relative", rule__name="relative") == 0
+    cost_table_for(session(tmp_path, rule__name="relative", objective="relative"))
     before = set(folders.iterdir())
     more = {key: value for key, value in change.items() if key != "seed"}
-    s = session(trained, rule__name="relative", objective="relative", **more)
+    s = session(tmp_path, rule__name="relative", objective="relative", **more)
     if "seed" in change:
         s.config.seed = 1
     cost_table_for(s)
@@ -182,8 +182,9 @@ def test_sampling_says_when_variances_are_negative(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A head at -1 makes negative variances, which bounds cut at 0 and which are told without bounds."""
-    name, weights = "weights.safetensors", read_weights(trained / "weights.safetensors")
-    bias = [key for key in weights if key.startswith("out2") and key.endswith("bias")][-1]
+    copied(trained, tmp_path)
+    name, weights = "head.safetensors", read_weights(trained / "head.safetensors")
+    bias = [key for key in weights if key.endswith("bias")][-1]
     save_weights(tmp_path / name, weights | {bias: weights[bias] - 1.0}, read_header(trained / name))
     more = {"rule__name": "npr", "trajectory__name": "even", "trajectory__steps": 4, "sampling__eta": 0.0}
     assert go(tmp_path, "sample", sampling__samples=3, rule__bounds=False, **more) == 2

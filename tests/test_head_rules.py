@@ -5,6 +5,7 @@ Besides: the two halves of a rule, limits, averages, and what builders refuse.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from adpm.kernel import reverse_kernel
 from adpm.process import Process
 from adpm.variance import RULES as CORE_RULES
 from adpm.variance import Averaged, Bounded, LastStepCap, PosteriorRule, Rule, RuleNeeds
+from covariance.relative import FLOOR
 from covariance.rules import RULES, TRAINED_WITH, Learned, NoiseResidual, Relative, SquaredNoise
 from sde.process import PROCESSES
 from tests.goldens import process, rel, with_head
@@ -52,8 +54,10 @@ def states(world: ideal.Mixture, p: Process, t: float, n: int = 5) -> Tensor:
 Head = Callable[[ideal.IdealDenoiser, Process], Callable[[Tensor, float], Tensor]]
 
 
-def inverse_softplus(y: Tensor) -> Tensor:
-    return y + torch.log(-torch.expm1(-y))
+def inverse_factor(q: Tensor) -> Tensor:
+    """The head whose relative_factor is q."""
+    y = (q - FLOOR) / (1.0 - FLOOR)
+    return y + torch.log(-torch.expm1(-y)) - math.log(math.e - 1.0)
 
 
 # rule -> (the rule, its exact head)
@@ -65,7 +69,7 @@ EXACT: dict[str, tuple[PosteriorRule, Head]] = {
     ),
     "relative": (
         Relative(VAR),
-        lambda exact, p: lambda x, t: inverse_softplus(exact.variance(x, t) / float(VAR(t))),
+        lambda exact, p: lambda x, t: inverse_factor(exact.variance(x, t) / float(VAR(t))),
     ),
 }
 
@@ -228,7 +232,7 @@ def test_relative_variances_are_positive_whatever_the_head() -> None:
     head = torch.linspace(-40, 40, 24, dtype=torch.float64).reshape(4, *SHAPE)
     values = Relative(VAR).posterior(kernel, replace(made_up(), head=head)).values
     assert (values > 0).all() and (values.flatten().diff() > 0).all()
-    assert rel(values.flatten()[-1], 0.3 * 40.0) < 1e-15
+    assert rel(values.flatten()[-1], 0.3 * (FLOOR + (1.0 - FLOOR) * (40.0 + math.log(math.e - 1.0)))) < 1e-15
 
 
 def test_rules_need_the_second_output() -> None:

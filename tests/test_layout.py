@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors pickles process kernel noise denoiser ideal moments ms_eps gaussian variance shortest_path planning "
-    "trajectory solver sampler likelihood cost_table nn run"
+    "trajectory solver sampler likelihood cost_table objective nn run"
 ).split()
 SOURCES = sorted(p for folder in ("adpm", "sde", "covariance") for p in (ROOT / folder).rglob("*.py"))
 

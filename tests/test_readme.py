@@ -30,6 +30,7 @@ SHORTER = {
     "benchmarks.digits_bits": ["--images=6"],
     "benchmarks.estimators": ["--draws=300", "--dense=4"],
     "benchmarks.langevin": ["--chains=20"],
+    "benchmarks.head_step": ["--batch=8", "--steps=1", "--repeats=2"],
     "benchmarks.overhead": ["--batch=8", "--steps=2", "--repeats=2"],
     "benchmarks.planning": ["--quick"],
 }

@@ -330,8 +330,8 @@ def test_what_cannot_be_built_or_run_is_refused() -> None:
         NETWORKS["score_sde"]((1, 8, 16), model_channels=8, channel_mult=(1, 2), num_res_blocks=1)
     with pytest.raises(UserError, match=r"config\.network\.variant = 'vpp' is unknown \(did you mean 'vp'\?\)"):
         digits_network("vpp")
-    with pytest.raises(UserError, match=r"config\.network\.head of variant 've' = 'simple' is unknown; known: none"):
-        digits_network("ve", head="simple")
+    with pytest.raises(UserError, match=r"config\.network\.head = 'simpel' is unknown \(did you mean 'simple'\?\)"):
+        digits_network("ve", head="simpel")
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from adpm.errors import UserError
 from adpm.ideal import IdealDenoiser
+from adpm.objective import eps_matching
 from adpm.process import PROCESSES
 from adpm.run.assembly import Session
 from adpm.run.cli import load_config, run
@@ -24,7 +25,8 @@ from adpm.run.core import CORE
 from adpm.run.data import toy
 from adpm.run.modes import MODES
 from adpm.run.modes.train import make_trainer
-from adpm.run.training import TIMES, TrainOptions, batch_indices, eps_matching, stratified
+from adpm.run.times import TIMES
+from adpm.run.training import TrainOptions, batch_indices, stratified
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -144,7 +146,7 @@ def test_every_epoch_visits_every_image_once():
 
 def test_times_are_uniform_and_stratified():
     process = PROCESSES["linear"](1000)
-    steps = np.stack([TIMES["uniform"](process, stratified(0, i, 50)) for i in range(2000)]).astype(int)
+    steps = np.stack([TIMES["uniform"](process).draw(stratified(0, i, 50))[0] for i in range(2000)]).astype(int)
     assert steps.min() == 1 and steps.max() == 1000
     assert np.all(np.diff(np.sort(steps, axis=1), axis=1) <= 40), "one per stratum of 20"
     counts = np.bincount(steps.ravel(), minlength=1001)[1:]
@@ -154,7 +156,7 @@ def test_times_are_uniform_and_stratified():
 def test_times_can_be_uniform_in_log_snr():
     """As many times in each half of the log-SNR range, to the width of a reference step."""
     process = PROCESSES["linear"](1000)
-    log_snr = process.log_snr(TIMES["log_snr"](process, stratified(0, 0, 5000)))
+    log_snr = process.log_snr(TIMES["log_snr"](process).draw(stratified(0, 0, 5000))[0])
     ends = process.log_snr(process.times[[1, -1]])
     edges = np.linspace(ends[1], ends[0], 5)
     assert np.allclose(np.histogram(log_snr, edges)[0] / 5000, 0.25, atol=0.02)
@@ -165,7 +167,7 @@ def test_eps_matching_is_a_mean_over_elements():
 
     eps = torch.randn(3, 2, 4, 4)
     prediction = Prediction(eps, eps, eps + torch.tensor([1.0, 2.0, 3.0])[:, None, None, None])
-    assert torch.allclose(eps_matching(prediction, eps, eps), torch.tensor([1.0, 4.0, 9.0]), rtol=1e-5)
+    assert torch.allclose(eps_matching(prediction, eps, eps, np.ones(3)), torch.tensor([1.0, 4.0, 9.0]), rtol=1e-5)
 
 
 def test_train_mode_leaves_weights_scalars_and_samples(tmp_path, capsys):

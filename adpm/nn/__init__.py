@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
-
 from adpm.nn import iddpm, score_sde
+from adpm.nn.heads import Headed
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"iddpm": iddpm.build, "score_sde": score_sde.build}
+NETWORKS: dict[str, Callable[..., Headed]] = {"iddpm": iddpm.build, "score_sde": score_sde.build}

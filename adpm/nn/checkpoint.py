@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,13 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     Raises:
         UserError: naming missing, left-over and differently shaped entries.
     """
-    own = network.state_dict()
+    load_part(network, state, source, network.state_dict().keys())
+
+
+def load_part(network: nn.Module, state: Mapping[str, Tensor], source: str, names: Collection[str]) -> None:
+    """Load the entries `names` of the network, and leave its others as they are; as strict as `load_weights`."""
+    whole = network.state_dict()
+    own = {name: tensor for name, tensor in whole.items() if name in names}
     kept = {name: tensor for name, tensor in own.items() if name in _IGNORED}
     state = {name: tensor for name, tensor in state.items() if name not in _IGNORED} | kept
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -130,13 +136,18 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     told = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in problems if names)
     if told:
         raise UserError(f"weights '{source}' do not fit config.network ({told}).")
-    network.load_state_dict(state)
+    network.load_state_dict(whole | state)
 
 
 def weights_hash(network: nn.Module) -> str:
-    """Sixteen hex digits over names, shapes and values: the weights' identity in provenance."""
+    """The identity of all of a network's weights in provenance; see `state_hash`."""
+    return state_hash(network.state_dict())
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """Sixteen hex digits over names, shapes and values."""
     sha = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         if name in _IGNORED:
             continue
         sha.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -11,13 +11,15 @@ stride-2 convolutions padded on both sides, attention with head-major q/k/v rows
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adpm.errors import UserError, lookup
+from adpm.nn.heads import Headed
 
 GROUPS = 32
 
@@ -141,7 +143,7 @@ class SimpleHead(nn.Sequential):
         return super().forward(h)
 
 
-class UNet(nn.Module):
+class UNet(Headed):
     """eps (and head) from (x, t).
 
     Args:
@@ -156,8 +158,10 @@ class UNet(nn.Module):
         dropout: before the last convolution of each residual block.
         head: "none", "simple" or "complex": a second output of `in_channels` channels on the last hidden layer.
 
-    Shapes: x [B, C, H, W], t [B] -> [B, out (+ head), H, W].
+    Shapes: x [B, C, H, W], t [B] -> [B, out, H, W], with a head [B, 2C, H, W].
     """
+
+    HEAD: ClassVar[tuple[str, ...]] = ("out2",)
 
     def __init__(
         self,
@@ -213,7 +217,6 @@ class UNet(nn.Module):
             self.out2 = build_head(width, in_channels, block)
 
     def features(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The last hidden layer [B, M, H, W] and the time embedding [B, 4M]: what every readout reads."""
         if x.shape[1] != self.in_channels or x.shape[2] % self.size_multiple or x.shape[3] % self.size_multiple:
             raise UserError(
                 f"the network wants {self.in_channels} channels and sides divisible by {self.size_multiple}, "
@@ -229,12 +232,11 @@ class UNet(nn.Module):
             h = entry(torch.cat([h, skips.pop()], dim=1), emb)
         return h, emb
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        h, emb = self.features(x, t)
-        y = self.out(h)
-        if hasattr(self, "out2"):
-            return torch.cat([y[:, : self.in_channels], self.out2(h, emb)], dim=1)
-        return y
+    def mean_output(self, h: Tensor, t: Tensor) -> Tensor:
+        return self.out(h)
+
+    def head_output(self, h: Tensor, emb: Tensor, modules: Mapping[str, nn.Module] | nn.ModuleDict) -> Tensor:
+        return modules["out2"](h, emb)
 
 
 def _simple(width: int, channels: int, block: object) -> nn.Module:

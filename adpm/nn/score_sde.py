@@ -2,7 +2,8 @@
 
 DDPM++ is the variant "vp": it predicts the noise, and its conditioning argument is 999 s for a time s in [0, 1] (the
 caller multiplies). NCSN++ is "ve": its argument is sigma itself, images are in [0, 1], and the output is a score,
-i.e. already divided by sigma. Extended-Analytic-DPM adds a second head to the first (`head = "simple"`).
+i.e. already divided by sigma. Extended-Analytic-DPM adds a second head to the first (`head = "simple"`); the others
+(`"complex"`, and both on "ve", where the head is not divided by sigma) are ours and have no published layout.
 
 All layers lie in one list, `all_modules`, numbered in the order in which they are called; which there are depends on
 the image size, so a network works for one size only.
@@ -15,9 +16,10 @@ weights stored (in, out), one attention per level on the way up.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from adpm.errors import UserError, lookup
 from adpm.nn.fir import FirBlur, FirDown, FirUp
+from adpm.nn.heads import Headed
 
 NOTHING = 1e-10  # initial scale of the layers that end a residual branch or the network
 
@@ -144,7 +147,6 @@ class Variant:
         up, down: resampling in residual blocks.
         pyramid: down-sampled copies of the input are added on the way down.
         score: images are in [0, 1], and the output is divided by sigma; else images in [-1, 1], the output as it is.
-        heads: heads that exist, by name, and whether they add layers.
     """
 
     fourier: bool
@@ -152,7 +154,6 @@ class Variant:
     down: Callable[[], nn.Module]
     pyramid: bool
     score: bool
-    heads: dict[str, bool]
 
 
 VARIANTS = {
@@ -162,13 +163,15 @@ VARIANTS = {
         down=partial(nn.AvgPool2d, 2),
         pyramid=False,
         score=False,
-        heads={"none": False, "simple": True},
     ),
-    "ve": Variant(fourier=True, up=FirUp, down=FirDown, pyramid=True, score=True, heads={"none": False}),
+    "ve": Variant(fourier=True, up=FirUp, down=FirDown, pyramid=True, score=True),
 }
 
+# head -> (whether it has a readout, whether a residual block comes before it)
+HEADS = {"none": (False, False), "simple": (True, False), "complex": (True, True)}
 
-class NCSNpp(nn.Module):
+
+class NCSNpp(Headed):
     """eps (and head) from (x, 999 s) for "vp"; the score from (x, sigma) for "ve".
 
     Args:
@@ -180,13 +183,15 @@ class NCSNpp(nn.Module):
         attention_resolutions: sides (not down-sampling factors) of the levels with attention.
         variant: a key of VARIANTS.
         dropout: before the last convolution of each residual block.
-        head: "none" or, for "vp", "simple": a second output of `in_channels` channels on the last hidden layer.
+        head: "none", "simple" or "complex": a second output of `in_channels` channels on the last hidden layer.
 
-    Shapes: x [B, C, H, H], t [B] -> [B, C (+ head), H, H].
+    Shapes: x [B, C, H, H], t [B] -> [B, C, H, H], with a head [B, 2C, H, H].
 
     Raises:
         UserError: for unknown names, and if the side is not divisible by 2^(levels - 1).
     """
+
+    HEAD: ClassVar[tuple[str, ...]] = ("before_out2", "gn_out2", "conv_out2")
 
     def __init__(
         self,
@@ -203,7 +208,7 @@ class NCSNpp(nn.Module):
     ) -> None:
         super().__init__()
         self.variant = facts = lookup(VARIANTS, variant, "config.network.variant")
-        has_head = lookup(facts.heads, head, f"config.network.head of variant '{variant}'")
+        has_readout, has_block = lookup(HEADS, head, "config.network.head")
         if image_size % 2 ** (len(channel_mult) - 1):
             raise UserError(
                 f"config.network.channel_mult has levels for sides divisible by {2 ** (len(channel_mult) - 1)}, "
@@ -244,12 +249,13 @@ class NCSNpp(nn.Module):
             layers += [block(width, width, facts.up)] if level else []
         layers += [group_norm(width), conv(width, in_channels, NOTHING)]
         self.all_modules = nn.ModuleList(layers)
-        if has_head:
+        if has_block:
+            self.before_out2 = block(width, width)
+        if has_readout:
             self.gn_out2 = group_norm(width)
             self.conv_out2 = conv(width, in_channels, NOTHING)
 
     def features(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The last hidden layer [B, nf, H, H] and the time embedding [B, 4 nf]: what every readout reads."""
         shape = (self.in_channels, self.image_size, self.image_size)
         if x.shape[1:] != shape:
             raise UserError(f"the network is built for images of shape {shape}, got {tuple(x.shape[1:])}.")
@@ -280,12 +286,14 @@ class NCSNpp(nn.Module):
             h = next(layers)(h, emb) if level else h
         return h, emb
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        h, _ = self.features(x, t)
+    def mean_output(self, h: Tensor, t: Tensor) -> Tensor:
         y = self.all_modules[-1](F.silu(self.all_modules[-2](h)))
-        if hasattr(self, "gn_out2"):
-            y = torch.cat([y, self.conv_out2(F.silu(self.gn_out2(h)))], dim=1)
         return y / t[:, None, None, None] if self.variant.score else y
+
+    def head_output(self, h: Tensor, emb: Tensor, modules: Mapping[str, nn.Module] | nn.ModuleDict) -> Tensor:
+        if "before_out2" in modules:
+            h = modules["before_out2"](h, emb)
+        return modules["conv_out2"](F.silu(modules["gn_out2"](h)))
 
 
 def build(

@@ -25,12 +25,15 @@ from adpm.denoiser import EPS_AFTER_CLIP, PREDICTIONS, Denoise, Denoiser, TimeLa
 from adpm.errors import UserError, lookup
 from adpm.likelihood import Decoder, DecoderNeeds, Levels, first_posterior_variance
 from adpm.moments import ESTIMATORS, Source
+from adpm.nn.heads import Headed
+from adpm.objective import ObjectiveKind, ObjectiveNeeds
 from adpm.planning import BUDGETS, PLANNING_METHODS, Costs
 from adpm.process import Array, Process
 from adpm.run.data import DataSet
 from adpm.run.device import PRECISIONS, resolve_device, runnable
-from adpm.run.files import MODEL, check_writable, claim_workdir, digest
-from adpm.run.training import SCHEDULES, TIMES, Objective, TrainOptions
+from adpm.run.files import MODEL, check_writable, claim_workdir, digest, identity
+from adpm.run.times import TIMES
+from adpm.run.training import SCHEDULES, TrainOptions
 from adpm.solver import Solver, SolverKind
 from adpm.trajectory import Builder
 
@@ -43,19 +46,31 @@ class Model:
         denoise: the denoiser, clipping included.
         identity: what distinguishes it from other models: weights, time label, clipping.
         source: where it came from, for people.
+        network: the network in it, if there is one.
+        head: what distinguishes its head from others: weights, objective, kind; None where there is no head. It is no
+            part of the identity, because moments do not depend on it.
     """
 
     denoise: Denoise
     identity: Mapping[str, Any]
     source: str
+    network: Headed | None = None
+    head: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class DenoiserKind:
-    """How a kind of denoiser is built, and whether there is a network to train in it."""
+    """How a kind of denoiser is built, and whether there is a network to train in it.
+
+    Attributes:
+        build: the model without regard to a head: that one may be untrained.
+        trainable: whether there is a network to train.
+        complete: the model with its head.
+    """
 
     build: Callable[[Session], Model]
     trainable: bool
+    complete: Callable[[Session, Model], Model] = lambda session, model: model
 
 
 @dataclass(frozen=True)
@@ -86,9 +101,9 @@ class Tables:
 
     data_sets: Mapping[str, Callable[..., DataSet]] = field(default_factory=dict)
     processes: Mapping[str, Callable[..., Process]] = field(default_factory=dict)
-    networks: Mapping[str, Callable[..., nn.Module]] = field(default_factory=dict)
+    networks: Mapping[str, Callable[..., Headed]] = field(default_factory=dict)
     denoisers: Mapping[str, DenoiserKind] = field(default_factory=dict)
-    objectives: Mapping[str, Objective] = field(default_factory=dict)
+    objectives: Mapping[str, ObjectiveKind] = field(default_factory=dict)
     rules: Mapping[str, Callable[[variance.RuleNeeds], variance.Rule]] = field(default_factory=dict)
     labels: Mapping[str, Callable[[Process, float, float], TimeLabel]] = field(default_factory=dict)
     solvers: Mapping[str, SolverKind] = field(default_factory=dict)
@@ -113,7 +128,7 @@ class Tables:
         return Tables(**merged)
 
 
-NOT_FOR_BUILDERS = {"pretrained"}
+NOT_FOR_BUILDERS = {"pretrained", "head_pretrained"}
 
 # What a network trained on an SDE does not depend on.
 REFERENCE_TIMES = {"process.steps", "process.t_min", "process.grid"}
@@ -248,6 +263,12 @@ class Session:
                     f"config.network cannot be built: its layers do not fit each other ({error})."
                 ) from error
         self.has_head = out.shape[1] > self.data.shape[0]
+        section = self.config.network
+        if section.head_pretrained and not network.has_head:
+            raise UserError(
+                f"config.network.head_pretrained = '{section.head_pretrained}' goes with a head, but "
+                f"config.network.head = '{section.head}'; unset one of them."
+            )
 
     @cached_property
     def process(self) -> Process:
@@ -274,17 +295,29 @@ class Session:
         return TrainOptions(**self.config.train.to_dict())
 
     @cached_property
-    def model(self) -> Model:
-        """The denoiser that the config names; from then on the workdir belongs to it."""
+    def trunk(self) -> Model:
+        """The denoiser that the config names, its head not looked at; from then on the workdir belongs to it."""
         model = self.tables.denoisers[self.config.denoiser.name].build(self)
         self.claim(MODEL)
         return model
 
+    @cached_property
+    def model(self) -> Model:
+        """The denoiser that the config names, with its trained head if it has one."""
+        return self.tables.denoisers[self.config.denoiser.name].complete(self, self.trunk)
+
     def claim(self, parts: Sequence[str]) -> None:
         """Bind the workdir to these parts of the config; the reference times of an SDE stay free."""
-        claim_workdir(self.workdir, self.config.to_dict(), parts, REFERENCE_TIMES if self.process.continuous else set())
+        free = REFERENCE_TIMES if self.process.continuous else set()
+        fields = identity(self.config.to_dict(), parts)
+        claim_workdir(self.workdir, {name: value for name, value in fields.items() if name not in free})
 
-    def network(self) -> nn.Module:
+    def claim_head(self, parts: Sequence[str]) -> None:
+        """Bind the workdir's one head to these parts of the config and to its kind, apart from the trunk's own."""
+        fields = {**identity(self.config.to_dict(), parts), "network.head": self.config.network.head}
+        claim_workdir(self.workdir, {f"head: {name}": value for name, value in fields.items()})
+
+    def network(self) -> Headed:
         """A freshly initialised network, a function of config.seed."""
         torch.manual_seed(self.config.seed)
         return build(self.tables.networks, self.config, "network", self.data.shape)
@@ -304,10 +337,10 @@ class Session:
 
     @cached_property
     def model_identity(self) -> dict[str, Any]:
-        """What moments and samples depend on besides their own settings."""
+        """What moments and samples depend on besides their own settings; a head's identity is Model.head."""
         config = self.config
         return {
-            "model": dict(self.model.identity),
+            "model": dict(self.trunk.identity),
             "process": digest([float(v) for v in self.process.log_snr(self.process.times[1:])]),
             "data": config.data.to_dict(),
             "precision": config.precision,
@@ -330,6 +363,10 @@ class Session:
         variance_ = square / stored.numel() - float(mean.square().mean())
         mean = mean.float().to(self.device)
         return Source(len(stored), lambda index: self.images(split, index), mean, variance_)
+
+    def objective_needs(self, make_variance: Callable[[], Callable[[Any], Any]]) -> ObjectiveNeeds:
+        """What the training objective may ask for; `make_variance` gives Var_t when it does."""
+        return ObjectiveNeeds(self.process, self.levels, make_variance)
 
     def rule_needs(self, make_variance: Callable[[], Callable[[Any], Any]]) -> variance.RuleNeeds:
         """What the variance rule may ask for; `make_variance` gives Var_t when it does."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from adpm.denoiser import LABELS
 from adpm.likelihood import DECODERS
 from adpm.nn import NETWORKS
+from adpm.objective import OBJECTIVES
 from adpm.process import PROCESSES
 from adpm.run.assembly import Tables
 from adpm.run.data import DATA_SETS
 from adpm.run.models import DENOISERS
 from adpm.run.modes.likelihood import bound
 from adpm.run.paths import COSTS
-from adpm.run.training import OBJECTIVES
 from adpm.solver import SOLVERS
 from adpm.trajectory import TRAJECTORIES
 from adpm.variance import RULES

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,12 @@ from adpm.moments import leaves
 TIME_LABEL = ("denoiser.label", "denoiser.time_shift", "denoiser.time_scale")
 MODEL = ("data", "process", "network", "denoiser.name", "denoiser.predicts", *TIME_LABEL)
 TRAINING = (*MODEL, "seed", "train")
+HEAD_TRAINING = ("seed", "train")
+# A head is no part of what a trunk, its moments and its workdir are identified by.
 FREE = {
     "network.pretrained",
+    "network.head",
+    "network.head_pretrained",
     "train.log_every",
     "train.test_every",
     "train.sample_every",
@@ -86,14 +90,13 @@ def check_writable(workdir: Path) -> None:
         raise UserError(f"--workdir = '{workdir}' cannot be written ({error.strerror}); choose another.") from error
 
 
-def claim_workdir(workdir: Path, config: Mapping[str, Any], parts: Sequence[str], free: Collection[str] = ()) -> None:
-    """Check that the workdir belongs to this config as far as `parts` go, and remember that it does.
+def claim_workdir(workdir: Path, wanted: Mapping[str, Any]) -> None:
+    """Check that the workdir belongs to these fields of a config, and remember that it does.
 
     Raises:
         UserError: if it holds another model (the differing fields are named).
     """
     path = workdir / "config.json"
-    wanted = {name: value for name, value in identity(config, parts).items() if name not in free}
     old: dict[str, Any] = {}
     if path.exists():
         try:

@@ -178,8 +178,10 @@ def _path_name(session: Session) -> str:
 
 
 def _path_protocol(session: Session, path: ChosenPath) -> dict[str, Any]:
+    head = {} if session.model.head is None else {"head": dict(session.model.head)}
     return {
         "identity": session.model_identity,
+        **head,
         "weights_from": session.model.source,
         "seed": session.config.seed,
         "trajectory": session.config.trajectory.to_dict(),

@@ -59,7 +59,7 @@ def moments_for(session: Session) -> MomentTable:
         table = MomentTable.load(path)
         table.require(provenance, path)
         return table
-    say(f"no moments at '{path}': estimating them ({session.model.source}).")
+    say(f"no moments at '{path}': estimating them ({session.trunk.source}).")
     table = _estimate(session, provenance, path.with_suffix(".partial.npz"))
     write_whole(path, table.save)
     path.with_suffix(".partial.npz").unlink(missing_ok=True)
@@ -90,7 +90,7 @@ def _estimate(session: Session, provenance: Mapping[str, Any], partial: Path) ->
     done = _read_partial(partial)
     left = [t for t in wanted.tolist() if t not in done]
     rows = measure(
-        session.model.denoise, session.process, source, left, section.draws, session.config.seed, section.batch_size
+        session.trunk.denoise, session.process, source, left, section.draws, session.config.seed, section.batch_size
     )
     saved = time.monotonic()
     try:
@@ -208,6 +208,7 @@ def cost_table_for(session: Session) -> Array:
     decoder = session.decoder(variance) if priced else None
     protocol = {
         "identity": session.model_identity,
+        "head": session.model.head,
         "seed": session.config.seed,
         "draws": section.draws,
         "rule": session.config.rule.to_dict(),

@@ -1,4 +1,4 @@
-"""Training a noise predictor: eps-matching, EMA, warm-up, gradient clipping, and a resume that continues bit for bit.
+"""The training loop's one iteration: EMA, warm-up, gradient clipping, and a resume that continues bit for bit.
 
 Iteration i is a pure function of (seed, i) and the state before it: data order, times, noise and dropout are all
 seeded per iteration, so a state holds no generator, and a killed run that resumes gives the same weights.
@@ -8,34 +8,26 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from adpm.denoiser import Denoise, Prediction, per_sample
+from adpm.denoiser import Denoise, per_sample
 from adpm.errors import UserError, lookup
 from adpm.noise import KeyedNoise
+from adpm.objective import Objective
 from adpm.process import Process
 from adpm.run.data import DataSet
-from adpm.run.files import write_whole
-
-Objective = Callable[[Prediction, Tensor, Tensor], Tensor]
-"""(prediction at x_t, x0, eps) -> loss per example [B]."""
-
-
-def eps_matching(prediction: Prediction, x0: Tensor, eps: Tensor) -> Tensor:
-    """mean over elements of (eps - eps_network)^2, L_simple of Ho et al. 2020."""
-    return (eps - prediction.eps_network).square().flatten(1).mean(1)
-
-
-OBJECTIVES: dict[str, Objective] = {"eps": eps_matching}
+from adpm.run.files import differences, write_whole
+from adpm.run.times import TIMES
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -61,6 +53,7 @@ class TrainOptions:
     test_every: int
     sample_every: int
     save_every: int
+    trunk_dropout: bool
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("iterations", "batch_size", "log_every", "test_every", "save_every"), 1)
@@ -100,12 +93,6 @@ def stratified(seed: int, iteration: int, batch_size: int) -> np.ndarray:
     return (offset + np.arange(batch_size) / batch_size) % 1.0
 
 
-TIMES: dict[str, Callable[[Process, np.ndarray], np.ndarray]] = {
-    "uniform": lambda process, u: process.uniform_times(u),
-    "log_snr": lambda process, u: process.log_snr_times(u),
-}
-
-
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a flag, so that a loop can stop between iterations; the second one interrupts."""
@@ -129,10 +116,11 @@ class Trainer:
     """The state of a training run and its one iteration.
 
     Args:
-        network: the module to train; `denoise` calls it, without clipping.
+        network: the module to train, whose parameters are exactly what is optimised, clipped and averaged.
         denoise: denoiser around `network`.
         objective: loss per example.
         state_file: where the state is saved and resumed from.
+        facts: what the state depends on besides the config (a frozen trunk); another one's state is refused.
     """
 
     def __init__(
@@ -145,9 +133,12 @@ class Trainer:
         options: TrainOptions,
         seed: int,
         state_file: Path,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.network, self.denoise, self.process, self.data = network, denoise, process, data
         self.objective, self.options, self.seed, self.state_file = objective, options, seed, state_file
+        self.facts = dict(facts or {})
+        self.times = TIMES[options.times](process)
         self.device = next(network.parameters()).device
         self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
         parameters = [p for p in network.parameters() if p.requires_grad]
@@ -167,11 +158,12 @@ class Trainer:
         stored = self.data.split("train")
         index = batch_indices(self.seed, i, options.batch_size, len(stored))
         x0 = self.data.scaled(stored[index]).to(self.device)
-        t = TIMES[options.times](self.process, stratified(self.seed, i, options.batch_size))
+        t, weights = self.times.draw(stratified(self.seed, i, options.batch_size))
         numbers = i * options.batch_size + torch.arange(options.batch_size, device=self.device)
         eps = KeyedNoise(self.seed, "train")(numbers, 0, x0.shape[1:])
         self.network.train()
-        loss = self.loss_of(self.denoise, x0, eps, t).mean()
+        losses = self.loss_of(self.denoise, x0, eps, t)
+        loss = (losses * torch.as_tensor(weights, dtype=losses.dtype, device=losses.device)).mean()
         if not torch.isfinite(loss):
             raise UserError(
                 f"the training loss is {loss.item()} at iteration {i}; lower config.train.learning_rate "
@@ -185,13 +177,14 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), options.grad_clip or math.inf)
         self.optimizer.step()
         self.ema.update_parameters(self.network)
+        self.times.update(t, losses.detach().double().cpu().numpy())
         self.iteration += 1
         return {"train/loss": loss.item(), "train/grad_norm": norm.item(), "train/learning_rate": rate}
 
     def loss_of(self, denoise: Denoise, x0: Tensor, eps: Tensor, t: np.ndarray) -> Tensor:
         """The objective of a denoiser at x_t = alpha_t x0 + sigma_t eps, per example."""
         x = per_sample(self.process.alpha(t), x0) * x0 + per_sample(self.process.sigma(t), x0) * eps
-        return self.objective(denoise(x, t), x0, eps)
+        return self.objective(denoise(x, t), x0, eps, t)
 
     def save(self) -> None:
         state = {
@@ -199,17 +192,24 @@ class Trainer:
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "times": self.times.state(),
+            "facts": self.facts,
         }
         write_whole(self.state_file, lambda path: torch.save(state, path))
 
     def _restore(self) -> None:
         try:
             state = torch.load(self.state_file, map_location=self.device, weights_only=True)
-            self.network.load_state_dict(state["network"])
-            self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.iteration = int(state["iteration"])
+            told = differences(state.get("facts", {}), self.facts)
+            if not told:
+                self.network.load_state_dict(state["network"])
+                self.ema.load_state_dict(state["ema"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.times.restore(state.get("times", {}))
+                self.iteration = int(state["iteration"])
         except Exception as error:
             raise UserError(
                 f"'{self.state_file}' is not a training state of this config ({error}); remove it."
             ) from error
+        if told:
+            raise UserError(f"'{self.state_file}' is of a training on something else ({told}); remove it.")

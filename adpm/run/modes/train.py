@@ -1,4 +1,4 @@
-"""--mode=train: fit the network, watch it in TensorBoard, leave EMA weights in the workdir."""
+"""--mode=train: fit a network or a head, watch it in TensorBoard, leave EMA weights in the workdir."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from adpm.denoiser import Denoise
-from adpm.errors import UserError
 from adpm.nn.checkpoint import save_weights
 from adpm.noise import KeyedNoise
 from adpm.run.assembly import Session
-from adpm.run.files import TRAINING, write_whole
+from adpm.run.files import write_whole
 from adpm.run.report import Report, image_grid, progress, say
+from adpm.run.trainees import Trainee, trainee_for
 from adpm.run.training import Trainer, deferred_interrupt
 from adpm.sampler import keyed, sample
 from adpm.solver import ReverseGaussian
@@ -24,15 +24,15 @@ _PREVIEW_STEPS, _PREVIEW_SAMPLES, _TEST_PASSES, _TEST_IMAGES = 50, 36, 4, 512
 
 def train(session: Session) -> None:
     """Train until config.train.iterations, from the saved state if there is one."""
-    trainer = make_trainer(session)
+    trainee = trainee_for(session)
+    trainer = make_trainer(session, trainee)
     options = trainer.options
-    weights = session.workdir / "weights.safetensors"
     if trainer.iteration:
         say(f"continuing at iteration {trainer.iteration} of {options.iterations}.")
     parameters = sum(p.numel() for p in trainer.network.parameters())
     say(f"training {parameters:,} parameters on {session.device} ({session.config.precision}).")
-    report = Report(session.workdir / "tensorboard" / "train", purge_step=trainer.iteration)
-    averaged = session.denoiser(trainer.ema.module.eval(), clip=False)
+    report = Report(session.workdir / "tensorboard" / trainee.name, purge_step=trainer.iteration)
+    averaged = session.denoiser(trainer.ema.module.eval(), clip=trainee.clip)
     shown = session.denoiser(trainer.ema.module, clip=True)
     bar = progress(range(trainer.iteration, options.iterations), total=options.iterations, initial=trainer.iteration)
     with deferred_interrupt() as interrupted:
@@ -54,33 +54,32 @@ def train(session: Session) -> None:
                 report.close()
                 say(f"stopped after iteration {done}; the state is saved in '{trainer.state_file}'.")
                 raise KeyboardInterrupt
-    export(session, trainer)
+    export(trainee, trainer)
     report.close()
-    say(f"weights (EMA): {weights}")
+    say(f"weights (EMA): {trainee.file}")
     say(f"TensorBoard: tensorboard --logdir {session.workdir / 'tensorboard'}")
 
 
-def make_trainer(session: Session) -> Trainer:
+def make_trainer(session: Session, trainee: Trainee | None = None) -> Trainer:
     """The trainer of a session, restored from the workdir's state."""
-    if not session.tables.denoisers[session.config.denoiser.name].trainable:
-        raise UserError(f"config.denoiser.name = '{session.config.denoiser.name}' has nothing to train; use network.")
-    session.claim(TRAINING)
-    network = session.network()
+    trainee = trainee or trainee_for(session)
     return Trainer(
-        network,
-        session.denoiser(network, clip=False),
+        trainee.network,
+        session.denoiser(trainee.network, clip=trainee.clip),
         session.process,
         session.data,
-        session.tables.objectives[session.config.train.objective],
+        trainee.objective,
         session.train_options,
         session.config.seed,
-        session.workdir / "train_state.pt",
+        session.workdir / f"{trainee.name}_state.pt",
+        trainee.facts,
     )
 
 
 @torch.inference_mode()
 def test_losses(session: Session, trainer: Trainer, denoise: Denoise) -> dict[str, float]:
     """The EMA network's loss on test images, the same times and noise at every call."""
+    trainer.ema.module.eval()  # again: a trunk that a head's average shares with the trained head is in its mode
     images = session.data.split("test")[:_TEST_IMAGES]
     noise = KeyedNoise(session.config.seed, "test loss")
     total = 0.0
@@ -107,13 +106,7 @@ def preview(session: Session, denoise: Denoise) -> Tensor:
     return image_grid(session.data.to_unit(x).cpu())
 
 
-def export(session: Session, trainer: Trainer) -> None:
+def export(trainee: Trainee, trainer: Trainer) -> None:
     """Write the EMA weights with what made them."""
-    header = {
-        "config": session.config.to_dict(),
-        "iterations": trainer.iteration,
-        "weights": "ema",
-        "torch": torch.__version__,
-    }
-    state = trainer.ema.module.state_dict()
-    write_whole(session.workdir / "weights.safetensors", lambda path: save_weights(path, state, header))
+    state, header = trainee.tensors(trainer.ema.module), trainee.header(trainer.iteration)
+    write_whole(trainee.file, lambda path: save_weights(path, state, header))

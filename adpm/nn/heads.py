@@ -1,0 +1,66 @@
+"""A network in two parts: a trunk that ends in the last hidden layer, and a second output, the head, that reads it.
+
+Every network of the project is written this way, so that heads can be trained and stored apart from their trunk:
+
+    h, emb = features(x, t)                     the last hidden layer and the time embedding
+    y = [mean_output(h, t), head_output(h, emb, modules)]
+
+The first output is the network's prediction, at most `in_channels` channels of it where there is a head; the head is
+the raw output of its last convolution, `in_channels` channels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Headed(nn.Module, ABC):
+    """A network that may have a head.
+
+    Attributes:
+        HEAD: names that the head's modules have among the network's own; a network without a head has none of them.
+        in_channels: channels of the image and of each output.
+    """
+
+    HEAD: ClassVar[tuple[str, ...]]
+    in_channels: int
+
+    @abstractmethod
+    def features(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The last hidden layer [B, M, H, W] and the time embedding [B, 4M]: what every readout reads."""
+
+    @abstractmethod
+    def mean_output(self, h: Tensor, t: Tensor) -> Tensor:
+        """The first output, from the last hidden layer and the conditioning argument."""
+
+    @abstractmethod
+    def head_output(self, h: Tensor, emb: Tensor, modules: Mapping[str, nn.Module] | nn.ModuleDict) -> Tensor:
+        """The head's output [B, C, H, W] by `modules`: the network's own, or others in their place (an average)."""
+
+    @property
+    def has_head(self) -> bool:
+        return any(name in self._modules for name in self.HEAD)
+
+    def head(self) -> nn.ModuleDict:
+        """The head's modules, shared with the network; their state dict has the network's own names."""
+        return nn.ModuleDict({name: module for name, module in self.named_children() if name in self.HEAD})
+
+    def in_head(self, name: str) -> bool:
+        """Whether an entry of a state dict belongs to a head."""
+        return name.partition(".")[0] in self.HEAD
+
+    def trunk_state(self) -> dict[str, Tensor]:
+        """The state dict without the head."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not self.in_head(name)}
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h, emb = self.features(x, t)
+        y = self.mean_output(h, t)
+        if not self.has_head:
+            return y
+        return torch.cat([y[:, : self.in_channels], self.head_output(h, emb, self._modules)], dim=1)  # type: ignore[arg-type]

@@ -1,0 +1,67 @@
+"""What a network is trained to minimise: objectives, and what assembly has to know about each of them.
+
+An objective is a loss per example of a prediction at x_t = alpha_t x_0 + sigma_t eps. Most train the whole network;
+some train a head (its second output) on a frozen trunk, some both outputs at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from adpm.denoiser import Prediction
+from adpm.likelihood import Levels
+from adpm.process import Array, Process
+
+Objective = Callable[[Prediction, Tensor, Tensor, Array], Tensor]
+"""(prediction at x_t, x0, eps, t) -> loss per example [B]; t is [B], float64."""
+
+
+@dataclass(frozen=True)
+class ObjectiveNeeds:
+    """What assembly can hand to an objective's builder.
+
+    Attributes:
+        process: the forward process.
+        levels: levels of the data.
+        variance: Var_t as a function of time by the chosen estimator, from moments of the trunk; made when asked.
+    """
+
+    process: Process
+    levels: Levels
+    variance: Callable[[], Callable[[Array], Array]]
+
+
+@dataclass(frozen=True)
+class ObjectiveKind:
+    """How an objective is built, and what it trains.
+
+    Attributes:
+        build: the objective from what it needs; refuses, for example, a process that it is not defined for.
+        freeze: (network, trunk_dropout) -> the module whose parameters are the head's, for objectives that train a
+            head on a frozen trunk; None for those that train the whole network.
+        learns_variance: whether the network's own second output (config.network.learned_variance) is trained.
+        loss_aware: whether times may be drawn by the size of the loss: only where the loss is a bound, whose terms
+            differ by orders of magnitude between times.
+        depends: config fields that a head trained by this objective depends on besides its trunk.
+    """
+
+    build: Callable[[ObjectiveNeeds], Objective]
+    freeze: Callable[..., nn.Module] | None = None
+    learns_variance: bool = False
+    loss_aware: bool = False
+    depends: tuple[str, ...] = ()
+
+    @property
+    def trains_head(self) -> bool:
+        return self.freeze is not None
+
+
+def eps_matching(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
+    """mean over elements of (eps - eps_network)^2, L_simple of Ho et al. 2020."""
+    return (eps - prediction.eps_network).square().flatten(1).mean(1)
+
+
+OBJECTIVES: dict[str, ObjectiveKind] = {"eps": ObjectiveKind(lambda needs: eps_matching)}

@@ -1,0 +1,90 @@
+"""Objectives of heads on a frozen trunk. Each one's minimiser is a conditional expectation, per pixel:
+
+    sn        mean (eps^2 - h)^2                      h = E[eps^2 | x_t]                  squared noise
+    npr       mean ((eps - eps_network)^2 - h)^2      h = E[(eps - eps_network)^2 | x_t]  noise prediction residual
+    relative  mean log q + r^2 / (Var_t q)            Var_t q = E[r^2 | x_t], r = x_0 - x0_hat, q = relative_factor(h)
+
+sn and npr are Bao et al. 2022b's (theirs are sums over elements, these are means) and use the network's raw noise
+prediction. relative is ours: -2 log N(r; 0, Var_t q) up to a constant, so it is the variational bound of a step in
+which the posterior variance dominates; r is about the x0_hat that the kernel uses, clipping included. It weighs all
+times alike, because r^2 / Var_t averages 1 at each, where sn and npr hear most of the times at which eps is uncertain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adpm.denoiser import Prediction, per_sample
+from adpm.errors import UserError
+from adpm.objective import Objective, ObjectiveKind, ObjectiveNeeds
+from adpm.process import Array
+from covariance.heads import FrozenTrunk
+from covariance.relative import relative_factor
+from covariance.variational import hybrid, vlb
+
+
+def head_of(prediction: Prediction) -> Tensor:
+    """The prediction's head.
+
+    Raises:
+        UserError: if the network has none, or not one value for each of the image's.
+    """
+    head = prediction.head
+    if head is None or head.shape != prediction.eps.shape:
+        got = "no second output" if head is None else f"a second output of shape {tuple(head.shape)}"
+        raise UserError(f"this objective needs a head of shape {tuple(prediction.eps.shape)}; the network gave {got}.")
+    return head
+
+
+def _mean(loss: Tensor) -> Tensor:
+    return loss.flatten(1).mean(1)
+
+
+def squared_noise(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
+    """mean over elements of (eps^2 - h)^2, [B]: SN (Bao et al. 2022b)."""
+    return _mean((eps.square() - head_of(prediction)).square())
+
+
+def residual(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
+    """mean over elements of ((eps - eps_network)^2 - h)^2, [B], the target held fixed: NPR (Bao et al. 2022b)."""
+    target = (eps - prediction.eps_network).square().detach()
+    return _mean((target - head_of(prediction)).square())
+
+
+def relative(variance: Callable[[Array], Array]) -> Objective:
+    """mean over elements of log q + (x_0 - x0_hat)^2 / (Var_t q), [B], q = relative_factor(h).
+
+    Args:
+        variance: Var_t as a function of time.
+    """
+
+    def loss(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
+        scale = np.asarray(variance(t), dtype=np.float64)
+        if not np.all(scale > 0.0):
+            raise UserError(
+                f"the relative objective divides by Var_t, which is {scale.min():.3g} at t = {t[scale.argmin()]:g}; "
+                "use config.rule.estimator = 'residual', which is positive."
+            )
+        q = relative_factor(head_of(prediction))
+        # scaled before it is squared: r^2 alone would leave float32's accurate range at high SNR
+        r = (x0 - prediction.x0).detach() * per_sample(1.0 / np.sqrt(scale), x0)
+        return _mean(torch.log(q) + r.square() / q)
+
+    return loss
+
+
+def _relative(needs: ObjectiveNeeds) -> Objective:
+    return relative(needs.variance())
+
+
+OBJECTIVES: dict[str, ObjectiveKind] = {
+    "sn": ObjectiveKind(lambda needs: squared_noise, FrozenTrunk),
+    "npr": ObjectiveKind(lambda needs: residual, FrozenTrunk),
+    "relative": ObjectiveKind(_relative, FrozenTrunk, depends=("denoiser.clip", "rule.estimator")),
+    "hybrid": ObjectiveKind(hybrid, learns_variance=True),
+    "vlb": ObjectiveKind(vlb, learns_variance=True, loss_aware=True),
+}
