@@ -52,6 +52,10 @@ class Covariance(ABC):
             return replace(self, values=self.values.mean(dim=tuple(range(1, self.values.ndim)), keepdim=True))
         return self
 
+    def deviation(self, like: Tensor) -> Tensor:
+        """Standard deviations along the axes, of `like`'s shape."""
+        return self._per_element(like).sqrt()
+
     @abstractmethod
     def forth(self, x: Tensor) -> Tensor:
         """Coordinates of x [B, ...] along the axes."""

@@ -45,6 +45,7 @@ def _learned(config: ConfigDict) -> None:
     config.network.pretrained = "pretrained/digits_learned.safetensors"
     config.rule.name = "learned"
     config.train.objective = "hybrid"
+    config.train.iterations = 6_000
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adpm.run.assembly import Tables
+from adpm.run.tables import Tables
 from covariance.objective import OBJECTIVES
 from covariance.rules import RULES
 

@@ -10,11 +10,12 @@ import torch
 from adpm.errors import lookup
 from adpm.likelihood import bits_per_dim
 from adpm.noise import KeyedNoise
-from adpm.run.assembly import BitsPerDim, Session
+from adpm.run.assembly import Session
 from adpm.run.files import digest, write_json
 from adpm.run.prepare import moments_key, variance_for
 from adpm.run.report import Report, say
 from adpm.run.shards import Arrays, sharded
+from adpm.run.tables import BitsPerDim
 from sde.dequantise import Dequantise, diffusion, uniform
 from sde.likelihood import PROBES, check_options, flow_likelihood, keyed_probes, require_sde
 

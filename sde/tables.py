@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from adpm.denoiser import TimeLabel
 from adpm.process import Process
-from adpm.run.assembly import Tables
+from adpm.run.tables import Tables
 from adpm.solver import Solver, SolverKind
 from sde.corrector import CORRECTORS, Langevin, PredictorCorrector
 from sde.mode import flow

@@ -19,6 +19,7 @@ from adpm.run.assembly import Session
 from adpm.run.cli import load_config, run
 from adpm.run.core import CORE
 from adpm.run.modes import MODES
+from adpm.run.modes.sample import stretched
 from adpm.run.prepare import cost_table_for, planning_batches, variance_for
 from covariance.tables import COVARIANCE_TABLES
 
@@ -197,3 +198,20 @@ def test_sampling_says_when_variances_are_negative(
 @pytest.mark.parametrize("build", [COVARIANCE_TABLES.rules[name] for name in COVARIANCE_TABLES.rules])
 def test_every_rule_is_in_the_merged_tables(build: Callable[..., object]) -> None:
     assert build in TABLES.rules.values()
+
+
+def test_samples_show_where_the_model_is_unsure(trained: Path) -> None:
+    """The picture's standard deviations are those of the steps, each step stretched to its own range."""
+    more = {"rule__name": "npr", "trajectory__name": "even", "trajectory__steps": 5, "sampling__samples": 4}
+    assert go(trained, "sample", **more) == 0
+    (folder,) = trained.glob("samples/npr-even-K5-*")
+    assert (folder / "deviation.png").exists()
+    with np.load(next(folder.glob("batches-of-*/*.npz"))) as batch:
+        deviation, variance = batch["deviation"], batch["variance"]
+    assert deviation.shape == (4, 5, 1, 4, 4)
+    np.testing.assert_allclose((deviation.astype(np.float64) ** 2).mean((0, 2, 3, 4)), variance, rtol=1e-5)
+    # the first step has one value, its bound
+    seen = stretched(torch.as_tensor(deviation[:, 1:4])).transpose(0, 1).flatten(1)
+    assert torch.equal(seen.min(1).values, torch.zeros(3)) and torch.equal(seen.max(1).values, torch.ones(3))
+    assert go(trained, "sample", **{**more, "rule__name": "analytic"}) == 0
+    assert not list(trained.glob("samples/analytic-even-K5-*/deviation.png"))

@@ -7,179 +7,33 @@ when it asks.
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from adpm import variance
-from adpm.denoiser import EPS_AFTER_CLIP, PREDICTIONS, Denoise, Denoiser, TimeLabel
+from adpm.denoiser import Denoiser
 from adpm.errors import UserError, lookup
 from adpm.likelihood import Decoder, DecoderNeeds, Levels, first_posterior_variance
-from adpm.moments import ESTIMATORS, Source
+from adpm.moments import Source
 from adpm.nn.heads import Headed
-from adpm.objective import ObjectiveKind, ObjectiveNeeds
-from adpm.planning import BUDGETS, PLANNING_METHODS, Costs
+from adpm.objective import ObjectiveNeeds
 from adpm.process import Array, Process
+from adpm.run.checks import check_fields
 from adpm.run.data import DataSet
-from adpm.run.device import PRECISIONS, resolve_device, runnable
+from adpm.run.device import resolve_device, runnable
 from adpm.run.files import MODEL, check_writable, claim_workdir, digest, identity
-from adpm.run.times import TIMES
-from adpm.run.training import SCHEDULES, TrainOptions
+from adpm.run.tables import Model, Tables, build
+from adpm.run.training import TrainOptions
 from adpm.solver import Solver, SolverKind
-from adpm.trajectory import Builder
-
-
-@dataclass(frozen=True)
-class Model:
-    """A denoiser that is ready to be used.
-
-    Attributes:
-        denoise: the denoiser, clipping included.
-        identity: what distinguishes it from other models: weights, time label, clipping.
-        source: where it came from, for people.
-        network: the network in it, if there is one.
-        head: what distinguishes its head from others: weights, objective, kind; None where there is no head. It is no
-            part of the identity, because moments do not depend on it.
-    """
-
-    denoise: Denoise
-    identity: Mapping[str, Any]
-    source: str
-    network: Headed | None = None
-    head: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class DenoiserKind:
-    """How a kind of denoiser is built, and whether there is a network to train in it.
-
-    Attributes:
-        build: the model without regard to a head: that one may be untrained.
-        trainable: whether there is a network to train.
-        complete: the model with its head.
-    """
-
-    build: Callable[[Session], Model]
-    trainable: bool
-    complete: Callable[[Session, Model], Model] = lambda session, model: model
-
-
-@dataclass(frozen=True)
-class BitsPerDim:
-    """A figure over images: the mean and its standard error (None for a single image)."""
-
-    mean: float
-    error: float | None
-
-    @classmethod
-    def of(cls, bits: Array | Tensor) -> BitsPerDim:
-        """Of one number per image."""
-        values = np.asarray(bits)
-        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-        return cls(float(values.mean()), error)
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4f}" + (f" +- {self.error:.4f}" if self.error is not None else "")
-
-
-Likelihood = Callable[["Session"], Callable[[], BitsPerDim]]
-"""A way to measure bits/dim: it checks the session's fields, and what it returns does the work."""
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The families by name. `main.py` merges the tables of the three packages."""
-
-    data_sets: Mapping[str, Callable[..., DataSet]] = field(default_factory=dict)
-    processes: Mapping[str, Callable[..., Process]] = field(default_factory=dict)
-    networks: Mapping[str, Callable[..., Headed]] = field(default_factory=dict)
-    denoisers: Mapping[str, DenoiserKind] = field(default_factory=dict)
-    objectives: Mapping[str, ObjectiveKind] = field(default_factory=dict)
-    rules: Mapping[str, Callable[[variance.RuleNeeds], variance.Rule]] = field(default_factory=dict)
-    labels: Mapping[str, Callable[[Process, float, float], TimeLabel]] = field(default_factory=dict)
-    solvers: Mapping[str, SolverKind] = field(default_factory=dict)
-    correctors: Mapping[str, Callable[[Solver, Process, float, int, bool], Solver]] = field(default_factory=dict)
-    trajectories: Mapping[str, Builder] = field(default_factory=dict)
-    costs: Mapping[str, Callable[[Session], Costs]] = field(default_factory=dict)
-    likelihoods: Mapping[str, Likelihood] = field(default_factory=dict)
-    decoders: Mapping[str, Callable[[DecoderNeeds], Decoder]] = field(default_factory=dict)
-
-    def merged(self, other: Tables) -> Tables:
-        """Both tables' members.
-
-        Raises:
-            ValueError: if both have a member of the same name.
-        """
-        merged: dict[str, dict[str, Any]] = {}
-        for item in dataclasses.fields(self):
-            mine, theirs = getattr(self, item.name), getattr(other, item.name)
-            if twice := mine.keys() & theirs.keys():
-                raise ValueError(f"{item.name}: {sorted(twice)} registered twice")
-            merged[item.name] = {**mine, **theirs}
-        return Tables(**merged)
-
-
-NOT_FOR_BUILDERS = {"pretrained", "head_pretrained"}
 
 # What a network trained on an SDE does not depend on.
 REFERENCE_TIMES = {"process.steps", "process.t_min", "process.grid"}
-
-# The least value of each number that has one.
-LEAST = {
-    "seed": 0,
-    "moments.times": 0,
-    "moments.draws": 6,
-    "moments.batch_size": 1,
-    "rule.cap_levels": 0.0,
-    "rule.cap_steps": 1,
-    "trajectory.steps": 1,
-    "sampling.samples": 1,
-    "sampling.batch_size": 1,
-    "sampling.grid": 1,
-    "likelihood.batch_size": 1,
-    "likelihood.images": 0,
-    "denoiser.time_scale": 0.0,
-    "network.model_channels": 1,
-    "network.num_res_blocks": 1,
-}
-
-
-def build(table: Mapping[str, Callable[..., Any]], config: ConfigDict, section: str, *first: Any) -> Any:
-    """The member that config[section].name names, built from the section's other fields.
-
-    Fields that are unset (None) are left to the member; those of `NOT_FOR_BUILDERS` are for other readers.
-
-    Raises:
-        UserError: if a field is set that the member does not take.
-    """
-    fields = config[section].to_dict()
-    name = fields.pop("name")
-    member = table[name]
-    accepted = inspect.signature(member).parameters
-    options = {key: value for key, value in fields.items() if value is not None and key not in NOT_FOR_BUILDERS}
-    for key, value in options.items():
-        if key not in accepted:
-            takes = ", ".join(key for key in fields if key in accepted) or "none"
-            raise UserError(
-                f"config.{section}.{key} = {value!r} does not go with config.{section}.name = '{name}', "
-                f"which takes: {takes}."
-            )
-    try:
-        return member(*first, **options)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a constructor says about numbers it cannot use
-        told = ", ".join(f"{key} = {value!r}" for key, value in options.items())
-        raise UserError(f"config.{section} cannot be built from {told}: {type(error).__name__}: {error}.") from error
 
 
 class Session:
@@ -195,50 +49,13 @@ class Session:
 
     def _check(self) -> None:
         """Refuse unknown names, ranges and combinations that cannot work, before anything is written."""
-        config, tables = self.config, self.tables
-        for table, section, name in (
-            (tables.data_sets, "data", "name"),
-            (tables.processes, "process", "name"),
-            (tables.networks, "network", "name"),
-            (tables.denoisers, "denoiser", "name"),
-            (tables.labels, "denoiser", "label"),
-            (PREDICTIONS, "denoiser", "predicts"),
-            (EPS_AFTER_CLIP, "denoiser", "eps_after_clip"),
-            (tables.objectives, "train", "objective"),
-            (tables.rules, "rule", "name"),
-            (ESTIMATORS, "rule", "estimator"),
-            (tables.solvers, "sampling", "solver"),
-            (tables.decoders, "likelihood", "decoder"),
-            (tables.trajectories, "trajectory", "name"),
-            (tables.costs, "trajectory", "cost"),
-            (BUDGETS, "trajectory", "budget"),
-            (PLANNING_METHODS, "trajectory", "method"),
-            (SCHEDULES, "train", "schedule"),
-            (TIMES, "train", "times"),
-        ):
-            lookup(table, config[section][name], f"config.{section}.{name}")
-        for name in self.likelihood_methods:
-            lookup(tables.likelihoods, name, "config.likelihood.method")
-        lookup(PRECISIONS, config.precision, "config.precision")
-        for name, least in LEAST.items():
-            section, _, key = name.rpartition(".")
-            value = (config[section] if section else config)[key]
-            if not least <= value < math.inf:
-                raise UserError(f"config.{name} = {value} must be a number of at least {least}.")
-        if config.seed >= 2**31:
-            raise UserError(f"config.seed = {config.seed} must be below 2^31.")
-        if not 0.0 <= config.sampling.eta <= 1.0:
-            raise UserError(f"config.sampling.eta = {config.sampling.eta} must lie in [0, 1]: 1 is DDPM, 0 is DDIM.")
+        config = self.config
+        check_fields(config, self.tables)
         _ = self.process, self.data
-        if tables.denoisers[config.denoiser.name].trainable:
+        if self.tables.denoisers[config.denoiser.name].trainable:
             self._check_network()
         if config.rule.cap_levels and not self.data.levels:
             raise UserError(f"config.rule.cap_levels = {config.rule.cap_levels} needs data with levels; set it to 0.")
-        for name in ("file", "ms_eps"):
-            if config.moments[name] and not Path(config.moments[name]).is_file():
-                raise UserError(f"config.moments.{name} = '{config.moments[name]}' is no file.")
-        if config.moments.file and config.moments.ms_eps:
-            raise UserError("config.moments.file and config.moments.ms_eps both name moments; set one of them.")
         _ = self.train_options
         needs = dataclasses.replace(self.rule_needs(lambda: lambda t: t), average_bound=lambda: 1.0)
         rule = self.tables.rules[config.rule.name](needs)  # refuses, for example, large with eta < 1
@@ -280,11 +97,6 @@ class Session:
         if len(data.shape) != 3:
             raise UserError(f"data set '{data.name}' has images of shape {data.shape}; (C, H, W) is wanted.")
         return data
-
-    @property
-    def likelihood_methods(self) -> list[str]:
-        """The ways that bits/dim are to be measured, in order."""
-        return str(self.config.likelihood.method).split("+")
 
     @property
     def levels(self) -> Levels:

@@ -13,7 +13,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from adpm.errors import UserError, lookup, nearest
-from adpm.run.assembly import Session, Tables
+from adpm.run.assembly import Session
+from adpm.run.tables import Tables
 
 Mode = Callable[[Session], None]
 

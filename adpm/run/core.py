@@ -7,11 +7,11 @@ from adpm.likelihood import DECODERS
 from adpm.nn import NETWORKS
 from adpm.objective import OBJECTIVES
 from adpm.process import PROCESSES
-from adpm.run.assembly import Tables
 from adpm.run.data import DATA_SETS
 from adpm.run.models import DENOISERS
 from adpm.run.modes.likelihood import bound
 from adpm.run.paths import COSTS
+from adpm.run.tables import Tables
 from adpm.solver import SOLVERS
 from adpm.trajectory import TRAJECTORIES
 from adpm.variance import RULES

@@ -16,8 +16,9 @@ from torch import Tensor
 from adpm.errors import UserError
 from adpm.nn.checkpoint import load_part, read_header, read_weights, state_hash
 from adpm.nn.heads import Headed
-from adpm.run.assembly import Model, Session
+from adpm.run.assembly import Session
 from adpm.run.files import differences, identity
+from adpm.run.tables import Model
 from adpm.run.weights import FUNCTION, present
 
 FILE = "head.safetensors"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from adpm.errors import UserError
 from adpm.ideal import IdealDenoiser
 from adpm.nn.checkpoint import state_hash
-from adpm.run.assembly import DenoiserKind, Model, Session
+from adpm.run.assembly import Session
 from adpm.run.files import identity
 from adpm.run.heads import with_head
+from adpm.run.tables import DenoiserKind, Model
 from adpm.run.weights import load_trunk, present
 
 

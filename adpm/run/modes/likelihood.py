@@ -11,17 +11,19 @@ import torch
 from adpm.errors import UserError
 from adpm.likelihood import bits_per_dim, keyed_noise, path_terms, prior_nats
 from adpm.process import Array
-from adpm.run.assembly import BitsPerDim, Session
+from adpm.run.assembly import Session
+from adpm.run.checks import likelihood_methods
 from adpm.run.files import digest, write_json
 from adpm.run.paths import kernel_name, kernel_protocol, path_for
 from adpm.run.prepare import variance_for
 from adpm.run.report import Report, say
 from adpm.run.shards import Arrays, sharded
+from adpm.run.tables import BitsPerDim
 
 
 def likelihood(session: Session) -> None:
     """Evaluate config.likelihood.split by config.likelihood.method; several, joined by '+', end side by side."""
-    methods = session.likelihood_methods
+    methods = likelihood_methods(session.config)
     prepared = [session.tables.likelihoods[name](session) for name in methods]
     results = [work() for work in prepared]
     if len(results) > 1:

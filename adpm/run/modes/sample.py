@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adpm.denoiser import Counted
 from adpm.errors import UserError
@@ -94,7 +95,7 @@ def draw(session: Session, solver: Solver, times: Array, items: range) -> Arrays
     numbers = torch.arange(items.start, items.stop, device=session.device)
     noise = keyed(KeyedNoise(session.config.seed, "sample"), numbers, session.data.shape)
     started = time.perf_counter()
-    variances, clipped, strip = [], [], []
+    variances, clipped, strip, spread = [], [], [], []
     shown = set(np.linspace(0, len(times) - 2, min(_STRIP_COLUMNS, len(times) - 1)).round().astype(int).tolist())
     for k, step in enumerate(sample_path(denoise, solver, session.process, times, noise)):
         if not torch.isfinite(step.x).all():
@@ -103,9 +104,11 @@ def draw(session: Session, solver: Solver, times: Array, items: range) -> Arrays
         clipped.append(float(step.covariance.clipped))
         if k in shown:
             strip.append(step.prediction.x0[:_STRIP_ROWS].cpu().numpy())
+            spread.append(step.covariance.deviation(step.x)[:_STRIP_ROWS].cpu().numpy())
     return {
         "samples": step.x.cpu().numpy(),
         "strip": np.stack(strip, 1),
+        "deviation": np.stack(spread, 1),
         "t": times[:0:-1],
         "variance": np.array(variances),
         "clipped": np.array(clipped),
@@ -123,6 +126,14 @@ def _not_finite(step: Step) -> str:
     return told + "check weights and rule."
 
 
+def stretched(deviation: Tensor) -> Tensor:
+    """Standard deviations [rows, steps, ...] as brightness in [0, 1]: each step from its least to its largest value."""
+    steps = deviation.transpose(0, 1).flatten(1)
+    shape = (1, -1, *[1] * (deviation.ndim - 2))
+    low, high = steps.min(1).values.reshape(shape), steps.max(1).values.reshape(shape)
+    return (deviation - low) / (high - low).clamp_min(torch.finfo(deviation.dtype).tiny)
+
+
 def _report(session: Session, drawn: Drawn) -> None:
     """Pictures, TensorBoard and a few lines."""
     data, folder, first = session.data, drawn.folder, drawn.first
@@ -131,9 +142,14 @@ def _report(session: Session, drawn: Drawn) -> None:
     strip_grid = image_grid(data.to_unit(strip.reshape(-1, *data.shape)), columns=strip.shape[1])
     save_png(folder / "grid.png", grid)
     save_png(folder / "strip.png", strip_grid)
+    deviation = torch.as_tensor(first["deviation"])
+    unsure = image_grid(stretched(deviation).reshape(-1, *data.shape), columns=deviation.shape[1])
     report = Report(session.workdir / "tensorboard" / "sample" / folder.name)
     report.picture("sample/grid", grid, 0)
     report.picture("sample/x0_along_the_path", strip_grid, 0)
+    if session.solver_kind.uses_rule and session.state_dependent:
+        save_png(folder / "deviation.png", unsure)
+        report.picture("sample/standard_deviation_along_the_path", unsure, 0)
     report.text("sample/protocol", f"```\n{(folder / 'protocol.json').read_text()}\n```")
     for t, v, c in zip(first["t"], first["variance"], first["clipped"], strict=True):
         index = int(np.searchsorted(session.process.times, t))
