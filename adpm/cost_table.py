@@ -4,12 +4,13 @@ With C the covariance of a step, its expected bound term is, in nats per dimensi
 
     F[s, t] = 1/2 [lambda2/w - 1 - log(lambda2/w) + gain^2 e / w],     w = C's variance,  e = (x_0 - x0_hat(x_t))^2
 
-along C's axes (eps re-derived from x0, as in adpm/likelihood.py). A rule's parameter p and e are known at t, and
-w = rule.variance(kernel, p) is quick for any s, so a time costs one network call per image and N evaluations of F per
-group of elements (pixels of images) of nearly equal p. A group stands for its elements by mean p, mean e and the mean
-p weighted by e, at which e/w is taken: what is left out is of second order in the group's width. Groups are even in
-rank and in log w together, so that one of G holds at most a 2/G-th of the elements and of the range of log w. Rules
-that do not look at the state have one group. adpm/planning.py plans on the table (Watson et al. 2021).
+along C's axes, for a denoiser with x = alpha x0_hat + sigma eps_hat (eps re-derived where x0 was clipped). A rule's
+parameter p and e are known at t, and w = rule.variance(kernel, p) is quick for any s, so a time costs one network call
+per image and N evaluations of F per group of elements (pixels of images) of nearly equal p. A group stands for its
+elements by mean p, mean e and the mean p weighted by e, at which e/w is taken: what is left out is of second order in
+the group's width. Groups are even in rank and in log w together, so that one of G holds at most a 2/G-th of the
+elements and of the range of log w. Rules that do not look at the state have one group. adpm/planning.py plans on the
+table (Watson et al. 2021).
 """
 
 from __future__ import annotations

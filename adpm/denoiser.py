@@ -112,7 +112,7 @@ class Denoiser:
     ) -> None:
         self.network, self.process, self.clip = network, process, clip
         self._interpret = lookup(PREDICTIONS, predicts, "denoiser.predicts")
-        self._eps_after_clip = lookup(EPS_AFTER_CLIP, eps_after_clip, "denoiser.eps_after_clip")
+        self._eps_after_clip = lookup(EPS_AFTER_CLIP, eps_after_clip, "denoiser.eps_after_clip").eps
         self._time_label = time_label or index_label(0, 1.0)
 
     def __call__(self, x: Tensor, t: ArrayLike) -> Prediction:
@@ -163,7 +163,21 @@ LABELS: dict[str, Callable[[Process, float, float], TimeLabel]] = {
     "index": lambda process, shift, scale: index_label(shift, scale or 1000.0 / process.steps),
 }
 
-EPS_AFTER_CLIP: dict[str, Callable[..., Tensor]] = {
-    "rederive": lambda x, x0, eps, alpha, sigma: eps_from_x0(x, x0, alpha, sigma),
-    "keep": lambda x, x0, eps, alpha, sigma: eps,
+
+@dataclass(frozen=True)
+class EpsAfterClip:
+    """The eps that goes with a clipped x0.
+
+    Attributes:
+        eps: (x, x0, eps, alpha, sigma) -> eps.
+        consistent: whether x = alpha x0 + sigma eps still holds, so that a step's error is a multiple of x0's.
+    """
+
+    eps: Callable[..., Tensor]
+    consistent: bool
+
+
+EPS_AFTER_CLIP: dict[str, EpsAfterClip] = {
+    "rederive": EpsAfterClip(lambda x, x0, eps, alpha, sigma: eps_from_x0(x, x0, alpha, sigma), consistent=True),
+    "keep": EpsAfterClip(lambda x, x0, eps, alpha, sigma: eps, consistent=False),
 }

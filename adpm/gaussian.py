@@ -99,11 +99,6 @@ class Covariance(ABC):
         excess = (variance - v) / v
         return 0.5 * (excess - torch.log1p(excess) + coordinates.square() / v).flatten(1).sum(1)
 
-    def log_ratio(self, variance: float, like: Tensor) -> Tensor:
-        """sum over axes of log(v / variance) per example, nats, [B]: what C spreads beyond an isotropic Gaussian."""
-        v = self._per_element(like)
-        return (v.log() - math.log(variance)).flatten(1).sum(1)
-
 
 @dataclass(frozen=True)
 class Diagonal(Covariance):

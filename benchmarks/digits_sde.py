@@ -9,6 +9,7 @@ the test split by the variational bound and by the probability flow. Models run 
 from __future__ import annotations
 
 import argparse
+import math
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +21,7 @@ from adpm.run.modes.likelihood import bound
 from benchmarks.cells import BUDGETS, Method, Trunk, distances, keep_memory
 from benchmarks.protocol import describe
 from sde.mode import flow
+from sde.process import SDE
 
 
 def kernel(rule: str, eta: float) -> dict[str, Any]:
@@ -41,17 +43,17 @@ def methods(variant: str) -> list[Method]:
     ]
 
 
-# where each model's flow starts when it ends in the bound's decoder: sigma of about half a level's distance
-T_MIN = {"vp": 0.02, "ve": 0.1}
-
-
 def bits(trunk: Trunk) -> list[str]:
     """The rows of a model's table of bits/dim."""
     moments = trunk.moments()
+    session = trunk.session(0, moments, "", {})
+    assert isinstance(session.process, SDE)
+    # where the flow starts when it ends in the bound's decoder: noise of half a level's distance
+    late = round(float(session.process.time_of(-2.0 * math.log(session.levels.width / 2.0))), 3)
     common = {"likelihood.decoder": "optimal", "trajectory.data_term": True, "trajectory.name": "least_cost"}
     sessions = (trunk.session(0, moments, "", {**common, "trajectory.steps": k}) for k in trunk.budgets)
     rows = [f"| bound, analytic, least-cost | {' | '.join(str(bound(session)()) for session in sessions)} |"]
-    for name, t_min in {"uniform": 1e-5, "diffusion": T_MIN[trunk.variant]}.items():
+    for name, t_min in {"uniform": 1e-5, "diffusion": late}.items():
         fields = {
             **common,
             "likelihood.dequantisation": name,

@@ -100,7 +100,8 @@ def get_config() -> ConfigDict:
     config.rule = ConfigDict()
     # small | unit | large | analytic; with a network's second output: sn | npr | relative | learned
     config.rule.name = "analytic"
-    config.rule.estimator = "residual"  # analytic: residual | gamma | data
+    # of Var_t, for the rule and objective relative and the decoder optimal, too: residual | gamma | data
+    config.rule.estimator = "residual"
     # 0 <= Var[x0|x_t] <= Var[x0] (sn, npr, relative: half the data range squared), share that acts is reported
     config.rule.bounds = True
     config.rule.average = False  # sn, npr, relative: one variance per state, the mean over its pixels
@@ -114,7 +115,8 @@ def get_config() -> ConfigDict:
     config.trajectory.name = "least_cost"
     config.trajectory.steps = 25  # K
     config.trajectory.budget = "exactly"  # exactly | at_most K steps
-    # least_cost: kl (the optimal covariance's cost) | bound (of this rule) | measured (the same, at every time)
+    # least_cost: kl (the optimal scalar's cost) | bound (this rule's, from Var_t; for rules without a state) | measured
+    # (this rule's, from the states at every time)
     config.trajectory.cost = "kl"
     # least_cost: price the last step to the data (else the path goes through t = 1)
     config.trajectory.data_term = False

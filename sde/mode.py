@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from adpm.errors import lookup
+from adpm.errors import UserError, lookup
 from adpm.likelihood import bits_per_dim
 from adpm.noise import KeyedNoise
 from adpm.run.assembly import Session
@@ -22,12 +23,20 @@ from sde.likelihood import PROBES, check_options, flow_likelihood, keyed_probes,
 
 def _diffusion(session: Session) -> Dequantise:
     decoder = session.decoder(variance_for(session))
-    return diffusion(session.model.denoise, session.process, decoder, session.levels)
+    return diffusion(session.trunk.denoise, session.process, decoder, session.levels)
 
 
-DEQUANTISATIONS: dict[str, Callable[[Session], Dequantise]] = {
-    "uniform": lambda session: uniform(session.levels),
-    "diffusion": _diffusion,
+@dataclass(frozen=True)
+class Dequantisation:
+    """How a dequantisation is built, and whether it ends in the bound's decoder."""
+
+    build: Callable[[Session], Dequantise]
+    decodes: bool
+
+
+DEQUANTISATIONS = {
+    "uniform": Dequantisation(lambda session: uniform(session.levels), decodes=False),
+    "diffusion": Dequantisation(_diffusion, decodes=True),
 }
 
 
@@ -38,22 +47,33 @@ def flow(session: Session) -> Callable[[], BitsPerDim]:
     """
     section = session.config.likelihood
     lookup(PROBES, section.probe, "config.likelihood.probe")
-    dequantise = lookup(DEQUANTISATIONS, section.dequantisation, "config.likelihood.dequantisation")
+    kind = lookup(DEQUANTISATIONS, section.dequantisation, "config.likelihood.dequantisation")
     require_sde(session.process)
     check_options(section.t_min, section.rtol, section.atol, section.probes)
-    return lambda: _evaluate(session, dequantise(session))
+    first = float(session.process.times[1])
+    if kind.decodes and section.t_min < first:
+        raise UserError(
+            f"config.likelihood.t_min = {section.t_min:g} lies below the first reference time ({first:g}), where the "
+            f"decoder of config.likelihood.dequantisation = '{section.dequantisation}' is not known; raise it to where "
+            "sigma is of the order of the distance of levels, or lower config.process.t_min."
+        )
+    return lambda: _evaluate(session, kind)
 
 
-def _evaluate(session: Session, dequantise: Dequantise) -> BitsPerDim:
-    section, model = session.config.likelihood, session.model
+def _evaluate(session: Session, kind: Dequantisation) -> BitsPerDim:
+    section, model = session.config.likelihood, session.trunk
+    session.used_moments = False
+    dequantise = kind.build(session)
     images = min(section.images or len(session.data.split(section.split)), len(session.data.split(section.split)))
-    fields = ("split", "batch_size", "probe", "probes", "t_min", "rtol", "atol", "dequantisation", "decoder")
+    fields = ("split", "batch_size", "probe", "probes", "t_min", "rtol", "atol", "dequantisation")
+    decoder = {"decoder": section.decoder, "estimator": session.config.rule.estimator} if kind.decodes else {}
     protocol = {
         "identity": session.model_identity,
         "weights_from": model.source,
         "seed": session.config.seed,
         "method": "flow",
         **{name: section[name] for name in fields},
+        **decoder,
         "moments": moments_key(session) if session.used_moments else None,
     }
     folder = session.workdir / "likelihood" / f"flow-{section.dequantisation}-{section.split}-{digest(protocol)}"
@@ -93,5 +113,5 @@ class Flow:
             x, paid = self.dequantise(x0, noise, section.t_min)
         probes = keyed_probes(section.probe, section.probes, session.config.seed, here, shape)
         options = {name: section[name] for name in ("t_min", "rtol", "atol", "max_nfe")}
-        result = flow_likelihood(session.model.denoise, session.process, x, probes, **options)
+        result = flow_likelihood(session.trunk.denoise, session.process, x, probes, **options)
         return {"nats": (result.nats + paid).cpu().numpy(), "nfe": np.array(result.nfe)}

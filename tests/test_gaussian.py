@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -88,11 +87,6 @@ def test_a_draw_is_the_mean_plus_a_root_of_the_covariance_times_the_noise(covari
     noise = normal(14, BATCH, *SHAPE)
     expected = mean.flatten(1) + torch.einsum("bij,bj->bi", factor, noise.flatten(1))
     torch.testing.assert_close(covariance.draw(mean, noise).flatten(1), expected, rtol=1e-11, atol=1e-12)
-
-
-def test_log_ratio_is_the_log_determinant_over_an_isotropic_one(covariance):
-    expected = torch.logdet(dense(covariance)) - D * math.log(0.2)
-    torch.testing.assert_close(covariance.log_ratio(0.2, normal(0, BATCH, *SHAPE)), expected, rtol=1e-11, atol=1e-11)
 
 
 def affine(covariance, scale, shift):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from adpm.denoiser import Prediction
+from adpm.errors import UserError
 from adpm.likelihood import path_terms
 from adpm.nn.checkpoint import read_header, read_weights, save_weights
 from adpm.planning import measured_costs, planner
@@ -20,6 +21,7 @@ from adpm.run.cli import load_config, run
 from adpm.run.core import CORE
 from adpm.run.modes import MODES
 from adpm.run.modes.sample import stretched
+from adpm.run.paths import path_for
 from adpm.run.prepare import cost_table_for, planning_batches, variance_for
 from covariance.tables import COVARIANCE_TABLES
 
@@ -156,6 +158,7 @@ def test_tables_of_different_protocols_do_not_mix(trained: Path, tmp_path: Path,
     assert len(set(folders.iterdir()) - before) == 1
 
 
+MEASURED = {"rule__name": "npr", "trajectory__cost": "measured"}
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "no head": ({"rule__name": "npr", "network__head": "none"}, "there is no network with a second output"),
     "other head": ({"rule__name": "sn"}, "config.train.objective = 'sn', got 'npr'"),
@@ -164,6 +167,8 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
         {"rule__name": "npr", "trajectory__cost": "bound"},
         "config.trajectory.cost = 'bound' needs one variance per step, and config.rule.name = 'npr' depends",
     ),
+    "no bound": ({**MEASURED, "sampling__eta": 0.0}, "no finite bound to measure at config.sampling.eta = 0"),
+    "eps kept": ({**MEASURED, "denoiser__clip": True, "denoiser__eps_after_clip": "keep"}, "eps re-derived from"),
     "learned eta": (
         {"rule__name": "learned", "objective": "hybrid", "sampling__eta": 0.5},
         "config.rule.name = 'learned' goes with config.sampling.eta = 1 only",
@@ -177,6 +182,23 @@ def test_what_cannot_work_is_refused_in_words(trained: Path, name: str, capsys: 
     overrides, message = REFUSED[name]
     assert go(trained, "sample", trajectory__steps=4, **overrides) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("data_term", "steps", "refused"), [(True, 1, True), (False, 2, True), (False, 1, False)])
+def test_a_cap_that_depends_on_the_path_is_not_priced(
+    tmp_path: Path, data_term: bool, steps: int, refused: bool
+) -> None:
+    config = load_config("configs/digits.py")
+    config.rule.update(name="small", cap_levels=1.0, cap_steps=steps)
+    config.trajectory.update(cost="bound", data_term=data_term, steps=4)
+    config.moments.update(draws=6, times=4)
+    s = Session(config, tmp_path, TABLES)
+    if refused:
+        with pytest.raises(UserError, match="caps the last steps of a whole path"):
+            path_for(s)
+        assert not list(tmp_path.glob("moments*"))
+    else:
+        assert len(path_for(s).times) == 5
 
 
 def test_sampling_says_when_variances_are_negative(

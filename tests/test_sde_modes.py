@@ -132,6 +132,7 @@ def test_bound_and_flow_side_by_side(tmp_path, capsys):
         ("probes=0", "probes = 0 must be at least 1"),
         ("t_min=1.5", "t_min = 1.5 must lie in (0, 1)"),
         ("rtol=0.0", "must be positive"),
+        ("dequantisation=diffusion", "t_min = 1e-05 lies below the first reference time (0.001)"),
     ],
 )
 def test_the_flow_refuses_before_the_bound_works(tmp_path, capsys, field, told):
@@ -139,6 +140,26 @@ def test_the_flow_refuses_before_the_bound_works(tmp_path, capsys, field, told):
     assert go(tmp_path, "toy_sde.py:vp", "likelihood", *FEW, *options) == 2
     captured = capsys.readouterr()
     assert told in captured.err and not captured.out
+
+
+def test_figures_of_the_flow_do_not_mix(tmp_path):
+    """Every choice that the figure depends on names another folder; what it does not depend on does not."""
+    few = ("--config.likelihood.images=4", "--config.trajectory.steps=5", *FEW)
+    start = ("--config.likelihood.dequantisation=diffusion", "--config.likelihood.t_min=0.05")
+
+    def folders(*overrides: str, method: str = "flow") -> set[str]:
+        assert (
+            go(tmp_path, "toy_sde.py:vp", "likelihood", *few, f"--config.likelihood.method={method}", *overrides) == 0
+        )
+        return {path.name for path in tmp_path.glob("likelihood/flow-*")}
+
+    count = len(folders())
+    assert len(folders(method="bound+flow")) == count, "moments of the bound are none of the flow's business"
+    assert len(folders("--config.rule.estimator=gamma")) == count and count == 1
+    for number, change in enumerate(
+        ([], ["--config.rule.estimator=gamma"], ["--config.likelihood.decoder=published"], ["--config.seed=1"]), 2
+    ):
+        assert len(folders(*start, *change)) == number
 
 
 def test_the_flow_needs_an_sde(tmp_path, capsys):
@@ -171,7 +192,10 @@ def test_what_a_solver_has_no_use_for_is_said_and_left_out(tmp_path, capsys):
         work = tmp_path / solver
         assert go(work, "toy_sde.py:ve", "sample", *options, f"--config.sampling.solver={solver}") == 0
         told = capsys.readouterr().out
-        assert f"solver '{solver}' brings its own noise: config.rule" in told and "no moments" not in told
+        assert (
+            f"solver '{solver}' brings its own noise: its steps make no use of config.rule" in told
+            and "no moments" not in told
+        )
         assert ("config.sampling.eta" in told) == ("eta" in unused)
         (file,) = work.glob("samples/*/protocol.json")
         protocol = json.loads(file.read_text())

@@ -139,13 +139,8 @@ def load_part(network: nn.Module, state: Mapping[str, Tensor], source: str, name
     network.load_state_dict(whole | state)
 
 
-def weights_hash(network: nn.Module) -> str:
-    """The identity of all of a network's weights in provenance; see `state_hash`."""
-    return state_hash(network.state_dict())
-
-
 def state_hash(state: Mapping[str, Tensor]) -> str:
-    """Sixteen hex digits over names, shapes and values."""
+    """Sixteen hex digits over names, shapes and values: the identity of weights in provenance."""
     sha = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         if name in _IGNORED:

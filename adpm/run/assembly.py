@@ -43,7 +43,9 @@ class Session:
         self.config, self.workdir, self.tables = config, workdir, tables
         self.device = resolve_device(config.device)
         self.has_head = False  # whether there is a network with a second output
-        self.used_moments = False  # whether a rule or path asked for moments; provenance names them only then
+        # whether rule, path or decoder asked for moments; set to False where the work on a figure begins, so that
+        # its protocol names them only if it depends on them
+        self.used_moments = False
         self._check()
         check_writable(workdir)
 
@@ -115,8 +117,15 @@ class Session:
 
     @cached_property
     def model(self) -> Model:
-        """The denoiser that the config names, with its trained head if it has one."""
+        """The denoiser that the config names, with its trained head if the variance rule reads it."""
+        if not self.state_dependent:
+            return self.trunk
         return self.tables.denoisers[self.config.denoiser.name].complete(self, self.trunk)
+
+    @property
+    def sampler_model(self) -> Model:
+        """The denoiser that the solver needs: `model` if it has a variance rule, else the trunk."""
+        return self.model if self.solver_kind.uses_rule else self.trunk
 
     def claim(self, parts: Sequence[str]) -> None:
         """Bind the workdir to these parts of the config; the reference times of an SDE stay free."""
@@ -154,7 +163,7 @@ class Session:
         return {
             "model": dict(self.trunk.identity),
             "process": digest([float(v) for v in self.process.log_snr(self.process.times[1:])]),
-            "data": config.data.to_dict(),
+            "data": identity(config.to_dict(), ("data",)),
             "precision": config.precision,
         }
 

@@ -20,8 +20,10 @@ TIME_LABEL = ("denoiser.label", "denoiser.time_shift", "denoiser.time_scale")
 MODEL = ("data", "process", "network", "denoiser.name", "denoiser.predicts", *TIME_LABEL)
 TRAINING = (*MODEL, "seed", "train")
 HEAD_TRAINING = ("seed", "train")
-# A head is no part of what a trunk, its moments and its workdir are identified by.
+# A head is no part of what a trunk, its moments and its workdir are identified by, nor is where data came from.
 FREE = {
+    "data.folder",
+    "data.download",
     "network.pretrained",
     "network.head",
     "network.head_pretrained",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adpm.denoiser import EPS_AFTER_CLIP
 from adpm.errors import UserError
 from adpm.kernel import Kernel
 from adpm.ms_eps import read_array
@@ -18,6 +19,7 @@ from adpm.process import Array
 from adpm.run.assembly import Session
 from adpm.run.prepare import cost_table_for, data_row_for, moments_for, moments_key, variance_for
 from adpm.run.report import say
+from adpm.run.tables import Model
 from adpm.shortest_path import IntArray
 from adpm.trajectory import Request
 
@@ -94,11 +96,43 @@ def _bound(session: Session) -> Costs:
             f"config.trajectory.cost = 'bound' needs one variance per step, and config.rule.name = "
             f"'{session.config.rule.name}' depends on the state; use 'measured', or 'kl' (of the best scalar)."
         )
+    _check_priceable(session)
     return _rule_costs(session, _residual(session), _data_row(session))
 
 
+def _check_priceable(session: Session) -> None:
+    """Refuse what a table of single steps cannot price.
+
+    Raises:
+        UserError: naming the field.
+    """
+    config = session.config
+    cost = f"config.trajectory.cost = '{config.trajectory.cost}'"
+    if config.rule.cap_levels and (config.trajectory.data_term or config.rule.cap_steps > 1):
+        raise UserError(
+            f"{cost} prices steps one by one, but config.rule.cap_levels = {config.rule.cap_levels:g} caps the last "
+            "steps of a whole path; set it to 0, or config.rule.cap_steps = 1 without config.trajectory.data_term, or "
+            "cost = 'kl'."
+        )
+    if config.denoiser.clip and not EPS_AFTER_CLIP[config.denoiser.eps_after_clip].consistent:
+        raise UserError(
+            f"{cost} prices the bound with eps re-derived from a clipped x0, but config.denoiser.eps_after_clip = "
+            f"'{config.denoiser.eps_after_clip}'; use 'rederive', or cost = 'kl'."
+        )
+
+
 def _measured(session: Session) -> Costs:
-    """Of the config's own rule, every reference time measured on training images, data term included if asked for."""
+    """Of the config's own rule, every reference time measured on training images, data term included if asked for.
+
+    Raises:
+        UserError: at eta = 0, where there is no finite bound, and where the table would be of another bound.
+    """
+    if session.config.sampling.eta == 0.0:
+        raise UserError(
+            "config.trajectory.cost = 'measured' has no finite bound to measure at config.sampling.eta = 0; use a "
+            "value in (0, 1], or cost = 'kl'."
+        )
+    _check_priceable(session)
     return measured_costs(cost_table_for(session))
 
 
@@ -147,7 +181,7 @@ def kernel_protocol(session: Session, path: ChosenPath) -> dict[str, Any]:
     """Everything that a figure of the reverse kernel along a path depends on. Call it once rule and path are there:
     moments that neither asked for are left out."""
     config = session.config
-    return {**_path_protocol(session, path), "rule": config.rule.to_dict(), "eta": config.sampling.eta}
+    return {**_path_protocol(session, path, session.model), "rule": config.rule.to_dict(), "eta": config.sampling.eta}
 
 
 def sampler_name(session: Session) -> str:
@@ -162,7 +196,7 @@ def sampler_name(session: Session) -> str:
 def sampler_protocol(session: Session, path: ChosenPath) -> dict[str, Any]:
     """Everything that samples depend on: `kernel_protocol`, less what the solver has no use for, and the solver."""
     section, kind = session.config.sampling, session.solver_kind
-    protocol = _path_protocol(session, path) | {"solver": section.solver}
+    protocol = _path_protocol(session, path, session.sampler_model) | {"solver": section.solver}
     if kind.uses_rule:
         protocol["rule"] = session.config.rule.to_dict()
     if kind.uses_eta:
@@ -177,12 +211,12 @@ def _path_name(session: Session) -> str:
     return f"{section.name}-K{section.steps}"
 
 
-def _path_protocol(session: Session, path: ChosenPath) -> dict[str, Any]:
-    head = {} if session.model.head is None else {"head": dict(session.model.head)}
+def _path_protocol(session: Session, path: ChosenPath, model: Model) -> dict[str, Any]:
+    head = {} if model.head is None else {"head": dict(model.head)}
     return {
         "identity": session.model_identity,
         **head,
-        "weights_from": session.model.source,
+        "weights_from": model.source,
         "seed": session.config.seed,
         "trajectory": session.config.trajectory.to_dict(),
         "path": path.indices.tolist(),

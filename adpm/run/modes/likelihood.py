@@ -41,6 +41,7 @@ def bound(session: Session) -> Callable[[], BitsPerDim]:
 def _evaluate(session: Session) -> BitsPerDim:
     section = session.config.likelihood
     _ = session.model
+    session.used_moments = False
     stored = session.data.split(section.split)
     images = min(section.images or len(stored), len(stored))
     path = path_for(session)
@@ -56,7 +57,8 @@ def _evaluate(session: Session) -> BitsPerDim:
     parts = list(sharded(folder / "batches", images, section.batch_size, evaluate, "likelihood"))
     write_json(folder / "protocol.json", {**protocol, "images": images})
     terms = np.concatenate([part["terms"] for part in parts], axis=1)
-    clipped = np.stack([part["clipped"].astype(np.float64) for part in parts]).mean(0)
+    sizes = [part["terms"].shape[1] for part in parts]
+    clipped = np.average([part["clipped"].astype(np.float64) for part in parts], axis=0, weights=sizes)
     return _report(session, folder, path.times, terms, clipped)
 
 

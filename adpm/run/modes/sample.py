@@ -43,7 +43,7 @@ def _unused(session: Session) -> str:
     kind, name = session.solver_kind, session.config.sampling.solver
     parts = {"config.rule": kind.uses_rule, "config.sampling.eta": kind.uses_eta}
     fields = [field for field, used in parts.items() if not used]
-    return f"solver '{name}' brings its own noise: {' and '.join(fields)} play no part." if fields else ""
+    return f"solver '{name}' brings its own noise: its steps make no use of {' and '.join(fields)}." if fields else ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Drawn:
 def samples_for(session: Session) -> Drawn:
     """config.sampling.samples samples: those on disk read, the others drawn; moments and path made when missing."""
     section = session.config.sampling
-    _ = session.model  # missing weights are told before anything else
+    _ = session.sampler_model  # missing weights are told before anything else
+    session.used_moments = False
     path = path_for(session)
     solver = session.solver(variance_for(session), path.times)
     protocol = sampler_protocol(session, path)
@@ -91,7 +92,7 @@ def draw(session: Session, solver: Solver, times: Array, items: range) -> Arrays
     Raises:
         UserError: if a state is not finite.
     """
-    denoise = Counted(session.model.denoise)
+    denoise = Counted(session.sampler_model.denoise)
     numbers = torch.arange(items.start, items.stop, device=session.device)
     noise = keyed(KeyedNoise(session.config.seed, "sample"), numbers, session.data.shape)
     started = time.perf_counter()
@@ -102,13 +103,13 @@ def draw(session: Session, solver: Solver, times: Array, items: range) -> Arrays
             raise UserError(_not_finite(step))
         variances.append(float(torch.as_tensor(step.covariance.values, dtype=torch.float64).mean()))
         clipped.append(float(step.covariance.clipped))
-        if k in shown:
+        if k in shown and items.start == 0:
             strip.append(step.prediction.x0[:_STRIP_ROWS].cpu().numpy())
             spread.append(step.covariance.deviation(step.x)[:_STRIP_ROWS].cpu().numpy())
+    pictures = {"strip": np.stack(strip, 1), "deviation": np.stack(spread, 1)} if items.start == 0 else {}
     return {
+        **pictures,
         "samples": step.x.cpu().numpy(),
-        "strip": np.stack(strip, 1),
-        "deviation": np.stack(spread, 1),
         "t": times[:0:-1],
         "variance": np.array(variances),
         "clipped": np.array(clipped),
@@ -142,12 +143,12 @@ def _report(session: Session, drawn: Drawn) -> None:
     strip_grid = image_grid(data.to_unit(strip.reshape(-1, *data.shape)), columns=strip.shape[1])
     save_png(folder / "grid.png", grid)
     save_png(folder / "strip.png", strip_grid)
-    deviation = torch.as_tensor(first["deviation"])
-    unsure = image_grid(stretched(deviation).reshape(-1, *data.shape), columns=deviation.shape[1])
     report = Report(session.workdir / "tensorboard" / "sample" / folder.name)
     report.picture("sample/grid", grid, 0)
     report.picture("sample/x0_along_the_path", strip_grid, 0)
     if session.solver_kind.uses_rule and session.state_dependent:
+        deviation = torch.as_tensor(first["deviation"])
+        unsure = image_grid(stretched(deviation).reshape(-1, *data.shape), columns=deviation.shape[1])
         save_png(folder / "deviation.png", unsure)
         report.picture("sample/standard_deviation_along_the_path", unsure, 0)
     report.text("sample/protocol", f"```\n{(folder / 'protocol.json').read_text()}\n```")
@@ -156,12 +157,12 @@ def _report(session: Session, drawn: Drawn) -> None:
         report.scalars({"reverse/variance": float(v), "reverse/clipped_share": float(c)}, index)
         report.scalars({"reverse/log_snr": float(session.process.log_snr(t))}, index)
     report.close()
-    calls = int(first["nfe"])
-    say(f"{len(drawn.images)} samples, {calls} network calls each, {drawn.seconds:.1f} s ({session.model.source}).")
+    calls, source = int(first["nfe"]), session.sampler_model.source
+    say(f"{len(drawn.images)} samples, {calls} network calls each, {drawn.seconds:.1f} s ({source}).")
     clipped = first["clipped"].astype(float)
     if clipped.any():
         share = f", on {clipped.max():.0%} of the values at most" if clipped.max() < 1.0 else ""
-        say(f"bounds acted in {np.count_nonzero(clipped)} of {len(clipped)} steps{share}.")
+        say(f"bounds acted in {np.count_nonzero(clipped)} of {len(clipped)} steps{share} (of the first batch).")
     say(f"samples:     {folder / 'samples.npz'}")
     say(f"grid:        {folder / 'grid.png'}")
     say(f"TensorBoard: tensorboard --logdir {session.workdir / 'tensorboard'}")
