@@ -28,6 +28,7 @@ SHORTER = {
     "--mode=sample": ["--config.sampling.samples=4"],
     "--mode=estimate": ["--config.moments.draws=12", "--config.moments.times=8"],
     "benchmarks.digits_bits": ["--images=6"],
+    "benchmarks.digits_sde": ["--samples=4", "--seeds=2", "--budgets=2", "--images=2", "--models=vp"],
     "benchmarks.estimators": ["--draws=300", "--dense=4"],
     "benchmarks.langevin": ["--chains=20"],
     "benchmarks.head_step": ["--batch=8", "--steps=1", "--repeats=2"],
@@ -36,6 +37,7 @@ SHORTER = {
 }
 
 
+WITH_WORKDIR = ("main.py", "benchmarks.digits_bits", "benchmarks.digits_sde", "benchmarks.heads_exact")
 FEW_DRAWS = ["--config.moments.draws=12", "--config.moments.times=12"]
 # A head is trained on the shipped network; a network of its own can be a small one.
 NARROW = ["--config.network.model_channels=8"]
@@ -60,7 +62,7 @@ def test_command(command, tmp_path):
         extra += FEW_DRAWS
     if "--mode=train" in words and not any(name in command for name in (":sn", "_sn", "npr", "relative")):
         extra += NARROW
-    if "main.py" in words or "benchmarks.digits_bits" in words:
+    if any(w in words for w in WITH_WORKDIR):
         words = [w for w in words if not w.startswith("--workdir=")] + [f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run([sys.executable, *words[1:], *extra], cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
