@@ -185,6 +185,21 @@ def cap_threshold(cap_levels: float, width: float) -> float:
 
 
 @dataclass(frozen=True)
+class SecondOutput:
+    """What a network's second output is.
+
+    Attributes:
+        objective: what it was trained by; None when it is yet to be trained, which no rule can object to.
+        said_by: the file or field that says so, for people.
+        advice: what would change that, for people.
+    """
+
+    objective: str | None
+    said_by: str = ""
+    advice: str = ""
+
+
+@dataclass(frozen=True)
 class RuleNeeds:
     """What assembly can hand to a rule's builder.
 
@@ -195,7 +210,7 @@ class RuleNeeds:
         variance: Var_t as a function of time by the chosen estimator; computed when asked.
         state_bound: ((b - a)/2)^2 for data in [a, b], which no state's variance exceeds.
         average: whether a state's variance is to be one number.
-        head: the objective that the network's second output was trained with, "" when it has none.
+        head: what the network's second output is, None when it has none; looked up when asked.
         first_variance: Var[x_1 | x_2, x_0] of the reference times; computed when asked.
     """
 
@@ -205,7 +220,7 @@ class RuleNeeds:
     variance: Callable[[], Callable[[Array], Array]]
     state_bound: float
     average: bool
-    head: str
+    head: Callable[[], SecondOutput | None]
     first_variance: Callable[[], float]
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.digits_sde import subvp, ve, vp
-from configs.toy_sde import PRESET_VARIANTS
+from configs.toy_sde import with_preset
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -30,5 +30,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.test_every = 10_000
     config.train.sample_every = 50_000
     config.moments.batch_size = 128
-    variants = {"vp": vp, "subvp": subvp, "ve": ve, **PRESET_VARIANTS}
-    return base.with_variant(config, variant or "vp", variants)
+    return with_preset(config, variant, {"vp": vp, "subvp": subvp, "ve": ve})

@@ -32,7 +32,6 @@ def head(objective: str, pretrained: str = "") -> Callable[[ConfigDict], None]:
         config.train.objective = objective
         config.train.iterations = 3000
         config.train.ema_decay = 0.995  # a head settles faster than a network
-        config.train.sample_every = 0
 
     return change
 

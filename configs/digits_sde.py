@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from configs import base, digits
-from configs.toy_sde import PRESET_VARIANTS
+from configs.toy_sde import with_preset
 
 
 def vp(config: ConfigDict) -> None:
@@ -59,5 +59,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.network.dropout = 0.25
     config.train.iterations = 8_000
     heads = {f"vp_{name}": _vp_head(name) for name in digits.HEADS}
-    variants = {"vp": _digits_vp, "subvp": subvp, "ve": _digits_ve, **heads, **PRESET_VARIANTS}
-    return base.with_variant(config, variant or "vp", variants)
+    return with_preset(config, variant, {"vp": _digits_vp, "subvp": subvp, "ve": _digits_ve, **heads})

@@ -24,20 +24,8 @@ from adpm.objective import Objective, ObjectiveKind, ObjectiveNeeds
 from adpm.process import Array
 from covariance.heads import FrozenTrunk
 from covariance.relative import relative_factor
+from covariance.second_output import second_output
 from covariance.variational import hybrid, vlb
-
-
-def head_of(prediction: Prediction) -> Tensor:
-    """The prediction's head.
-
-    Raises:
-        UserError: if the network has none, or not one value for each of the image's.
-    """
-    head = prediction.head
-    if head is None or head.shape != prediction.eps.shape:
-        got = "no second output" if head is None else f"a second output of shape {tuple(head.shape)}"
-        raise UserError(f"this objective needs a head of shape {tuple(prediction.eps.shape)}; the network gave {got}.")
-    return head
 
 
 def _mean(loss: Tensor) -> Tensor:
@@ -46,13 +34,13 @@ def _mean(loss: Tensor) -> Tensor:
 
 def squared_noise(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
     """mean over elements of (eps^2 - h)^2, [B]: SN (Bao et al. 2022b)."""
-    return _mean((eps.square() - head_of(prediction)).square())
+    return _mean((eps.square() - second_output(prediction)).square())
 
 
 def residual(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
     """mean over elements of ((eps - eps_network)^2 - h)^2, [B], the target held fixed: NPR (Bao et al. 2022b)."""
     target = (eps - prediction.eps_network).square().detach()
-    return _mean((target - head_of(prediction)).square())
+    return _mean((target - second_output(prediction)).square())
 
 
 def relative(variance: Callable[[Array], Array]) -> Objective:
@@ -69,7 +57,7 @@ def relative(variance: Callable[[Array], Array]) -> Objective:
                 f"the relative objective divides by Var_t, which is {scale.min():.3g} at t = {t[scale.argmin()]:g}; "
                 "use config.rule.estimator = 'residual', which is positive."
             )
-        q = relative_factor(head_of(prediction))
+        q = relative_factor(second_output(prediction))
         # scaled before it is squared: r^2 alone would leave float32's accurate range at high SNR
         r = (x0 - prediction.x0).detach() * per_sample(1.0 / np.sqrt(scale), x0)
         return _mean(torch.log(q) + r.square() / q)

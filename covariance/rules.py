@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
@@ -27,6 +26,7 @@ from adpm.process import Array
 from adpm.variance import Averaged, Bounded, PosteriorRule, Rule, RuleNeeds, number
 from covariance.interpolation import log_bounds
 from covariance.relative import relative_factor
+from covariance.second_output import second_output
 
 
 class HeadRule(Rule):
@@ -35,17 +35,6 @@ class HeadRule(Rule):
     @property
     def state_dependent(self) -> bool:
         return True
-
-
-def second_output(prediction: Prediction | None) -> tuple[Prediction, Tensor]:
-    """The prediction and its head.
-
-    Raises:
-        UserError: if there is none.
-    """
-    if prediction is None or prediction.head is None:
-        raise UserError("config.rule.name names a rule that reads a network's second output, but there is none.")
-    return prediction, prediction.head
 
 
 def noise_to_data(kernel: Kernel) -> Number:
@@ -57,15 +46,16 @@ class SquaredNoise(HeadRule, PosteriorRule):
     """Var[x_0 | x_t] = (sigma_t/alpha_t)^2 (h - eps_network^2); negative where the head is below eps_network^2."""
 
     def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
-        seen, head = second_output(prediction)
-        return Diagonal(noise_to_data(kernel) * (head - seen.eps_network.square()))
+        head = second_output(prediction)
+        assert prediction is not None  # there would be no second output
+        return Diagonal(noise_to_data(kernel) * (head - prediction.eps_network.square()))
 
 
 class NoiseResidual(HeadRule, PosteriorRule):
     """Var[x_0 | x_t] = (sigma_t/alpha_t)^2 h; optimal for an imperfect mean, too."""
 
     def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
-        return Diagonal(noise_to_data(kernel) * second_output(prediction)[1])
+        return Diagonal(noise_to_data(kernel) * second_output(prediction))
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,7 @@ class Relative(HeadRule, PosteriorRule):
     average: Callable[[Array], Array]
 
     def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
-        return Diagonal(number(self.average(kernel.t)) * relative_factor(second_output(prediction)[1]))
+        return Diagonal(number(self.average(kernel.t)) * relative_factor(second_output(prediction)))
 
 
 @dataclass(frozen=True)
@@ -96,7 +86,7 @@ class Learned(HeadRule):
     first_variance: float
 
     def parameter(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
-        return Diagonal((second_output(prediction)[1] + 1.0) / 2.0)
+        return Diagonal((second_output(prediction) + 1.0) / 2.0)
 
     def variance(self, kernel: Kernel, values: Number) -> Number:
         _only_eta_one(kernel.eta)
@@ -119,10 +109,14 @@ TRAINED_WITH: dict[str, tuple[str, ...]] = {
 
 
 def _require_head(rule: str, needs: RuleNeeds) -> None:
-    if needs.head in TRAINED_WITH[rule]:
+    """The rule says what the second output has to be; a head's file, or the config for files of others, what it is."""
+    got = needs.head()
+    if got is not None and (got.objective is None or got.objective in TRAINED_WITH[rule]):
         return
     wanted = " or ".join(f"'{objective}'" for objective in TRAINED_WITH[rule])
-    found = f"got '{needs.head}'" if needs.head else "but there is no network with a second output (config.network)"
+    found = "but there is no network with a second output (config.network)"
+    if got is not None:
+        found = f"got '{got.objective}' ({got.said_by}); {got.advice}"
     raise UserError(
         f"config.rule.name = '{rule}' needs a head trained with config.train.objective = {wanted}, {found}."
     )

@@ -27,6 +27,7 @@ from adpm.likelihood import Levels, first_posterior_variance, pixel_nats
 from adpm.objective import Objective, ObjectiveNeeds, eps_matching
 from adpm.process import Array, Process
 from covariance.interpolation import log_bounds
+from covariance.second_output import second_output
 
 
 class StepBound:
@@ -72,18 +73,12 @@ class StepBound:
         return torch.where(first, decoded, kl).flatten(1).mean(1) / math.log(2.0)
 
 
-def _second_output(prediction: Prediction) -> Tensor:
-    if prediction.head is None:
-        raise UserError("the objectives hybrid and vlb need config.network.learned_variance = True.")
-    return prediction.head
-
-
 def hybrid(needs: ObjectiveNeeds) -> Objective:
     """L_hybrid = L_simple + (N/1000) vb_t, the mean held fixed in vb_t."""
     bound, weight = StepBound(needs.process, needs.levels), needs.process.steps / 1000.0
 
     def loss(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
-        vb = bound(_second_output(prediction), prediction.eps_network.detach(), x0, eps, t)
+        vb = bound(second_output(prediction), prediction.eps_network.detach(), x0, eps, t)
         return eps_matching(prediction, x0, eps, t) + weight * vb
 
     return loss
@@ -94,6 +89,6 @@ def vlb(needs: ObjectiveNeeds) -> Objective:
     bound, steps = StepBound(needs.process, needs.levels), needs.process.steps
 
     def loss(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
-        return steps * bound(_second_output(prediction), prediction.eps_network, x0, eps, t)
+        return steps * bound(second_output(prediction), prediction.eps_network, x0, eps, t)
 
     return loss

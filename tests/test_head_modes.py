@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
@@ -79,8 +79,8 @@ def session(workdir: Path, objective: str = "npr", **overrides: object) -> Sessi
     config.moments.update(draws=12, times=10)
     config.likelihood.batch_size = 8
     for key, value in overrides.items():
-        section, name = key.split("__")
-        config[section][name] = value
+        section, _, name = key.rpartition("__")
+        (config[section] if section else config)[name] = value
     return Session(config, workdir, TABLES)
 
 
@@ -144,24 +144,73 @@ def test_the_table_is_the_bound_of_the_same_draws(trained: Path) -> None:
     assert plan.raw == pytest.approx(total / 12 / 16, rel=1e-6)  # the network works in float32
 
 
-@pytest.mark.parametrize("change", [{"rule__bounds": False}, {"moments__draws": 11}, {"seed": 1}])
-def test_tables_of_different_protocols_do_not_mix(trained: Path, tmp_path: Path, change: dict[str, object]) -> None:
-    folders = copied(trained, tmp_path, head=False) / "cost-tables"
-    assert go(tmp_path, "train", "relative", rule__name="relative") == 0
-    cost_table_for(session(tmp_path, rule__name="relative", objective="relative"))
-    before = set(folders.iterdir())
-    more = {key: value for key, value in change.items() if key != "seed"}
-    s = session(tmp_path, rule__name="relative", objective="relative", **more)
-    if "seed" in change:
-        s.config.seed = 1
-    cost_table_for(s)
-    assert len(set(folders.iterdir()) - before) == 1
+def measured(workdir: Path, rule: str = "relative", **changes: object) -> set[str]:
+    """The tables there are after one more has been measured with the workdir's head."""
+    made = session(workdir, rule__name=rule, objective=rule, **changes)
+    cost_table_for(made)
+    return {path.name for path in (workdir / "cost-tables").iterdir()}
+
+
+def change_head(workdir: Path, shift: float = 0.0, estimator: str = "residual") -> None:
+    """The head with its last bias shifted, and a header that says that it was trained with the estimator."""
+    file = workdir / "head.safetensors"
+    weights, header = read_weights(file), read_header(file)
+    bias = [key for key in weights if key.endswith("bias")][-1]
+    header["config"]["rule"]["estimator"] = estimator
+    save_weights(file, weights | {bias: weights[bias] + shift}, header)
+
+
+@pytest.fixture(scope="module")
+def relative(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = copied(trained, tmp_path_factory.mktemp("relative"), head=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        assert go(workdir, "train", "relative", rule__name="relative") == 0
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rule__bounds": False},
+        {"sampling__eta": 0.5},
+        {"trajectory__data_term": True},
+        {"likelihood__decoder": "published", "trajectory__data_term": True},
+        {"rule__estimator": "gamma"},
+        {"head": 0.1},
+    ],
+    ids=str,
+)
+def test_tables_of_different_protocols_do_not_mix(relative: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    copied(relative, tmp_path)
+    base = {"trajectory__data_term": True} if "likelihood__decoder" in change else {}
+    before = measured(tmp_path, **base)
+    assert len(before) == 1 and measured(tmp_path, **base) == before
+    change_head(tmp_path, change.get("head", 0.0), change.get("rule__estimator", "residual"))
+    assert len(measured(tmp_path, **{key: value for key, value in change.items() if key != "head"}) - before) == 1
+
+
+@pytest.mark.parametrize("change", [{"moments__draws": 11}, {"seed": 1}], ids=str)
+def test_tables_on_other_images_do_not_mix(trained: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    """A rule without moments, whose name would tell them apart."""
+    copied(trained, tmp_path)
+    before = measured(tmp_path, "npr")
+    assert len(measured(tmp_path, "npr", **change) - before) == 1
+
+
+def test_tables_without_the_data_term_have_no_decoder(relative: Path, tmp_path: Path) -> None:
+    copied(relative, tmp_path)
+    assert measured(tmp_path) == measured(tmp_path, likelihood__decoder="published")
 
 
 MEASURED = {"rule__name": "npr", "trajectory__cost": "measured"}
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "no head": ({"rule__name": "npr", "network__head": "none"}, "there is no network with a second output"),
-    "other head": ({"rule__name": "sn"}, "config.train.objective = 'sn', got 'npr'"),
+    "other head": ({"rule__name": "sn"}, "config.train.objective = 'sn', got 'npr' (head '"),
+    "own variance, head": (
+        {"rule__name": "learned", "objective": "hybrid", "network__learned_variance": True},
+        "config.train.objective = 'hybrid' is about the network's own second output",
+    ),
     "average": ({"rule__average": True}, "config.rule.average = True does nothing with config.rule.name = 'analytic'"),
     "scalar cost": (
         {"rule__name": "npr", "trajectory__cost": "bound"},
@@ -170,7 +219,13 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "no bound": ({**MEASURED, "sampling__eta": 0.0}, "no finite bound to measure at config.sampling.eta = 0"),
     "eps kept": ({**MEASURED, "denoiser__clip": True, "denoiser__eps_after_clip": "keep"}, "eps re-derived from"),
     "learned eta": (
-        {"rule__name": "learned", "objective": "hybrid", "sampling__eta": 0.5},
+        {
+            "rule__name": "learned",
+            "objective": "hybrid",
+            "sampling__eta": 0.5,
+            "network__head": "none",
+            "network__learned_variance": True,
+        },
         "config.rule.name = 'learned' goes with config.sampling.eta = 1 only",
     ),
     "exact denoiser": ({"rule__name": "npr", "denoiser__name": "ideal"}, "there is no network with a second output"),
@@ -217,11 +272,6 @@ def test_sampling_says_when_variances_are_negative(
     assert "bounds acted in" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("build", [COVARIANCE_TABLES.rules[name] for name in COVARIANCE_TABLES.rules])
-def test_every_rule_is_in_the_merged_tables(build: Callable[..., object]) -> None:
-    assert build in TABLES.rules.values()
-
-
 def test_samples_show_where_the_model_is_unsure(trained: Path) -> None:
     """The picture's standard deviations are those of the steps, each step stretched to its own range."""
     more = {"rule__name": "npr", "trajectory__name": "even", "trajectory__steps": 5, "sampling__samples": 4}
@@ -237,3 +287,32 @@ def test_samples_show_where_the_model_is_unsure(trained: Path) -> None:
     assert torch.equal(seen.min(1).values, torch.zeros(3)) and torch.equal(seen.max(1).values, torch.ones(3))
     assert go(trained, "sample", **{**more, "rule__name": "analytic"}) == 0
     assert not list(trained.glob("samples/analytic-even-K5-*/deviation.png"))
+
+
+def test_a_head_is_trained_on_a_trunk_with_a_learned_variance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A head takes the place of Improved DDPM's second output; without a head that one is there as before."""
+    learned = {"network__learned_variance": True}
+    assert go(tmp_path, "train", "hybrid", network__head="none", **learned) == 0
+    assert go(tmp_path, "train", "sn", rule__name="sn", **learned) == 0
+    more = {"trajectory__name": "even", "trajectory__steps": 4, "sampling__samples": 2, **learned}
+    assert go(tmp_path, "sample", "sn", rule__name="sn", **more) == 0
+    assert go(tmp_path, "sample", "hybrid", rule__name="learned", network__head="none", **more) == 0
+    assert {path.name.partition("-")[0] for path in (tmp_path / "samples").iterdir()} == {"sn", "learned"}
+    capsys.readouterr()
+    assert go(tmp_path, "sample", "sn", rule__name="learned", **more) == 2
+    assert "'learned' needs a head trained with config.train.objective = 'hybrid' or 'vlb', got 'sn'" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_head_shows_no_sample_grids(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The default of config.train.sample_every goes with heads, too; one line says that there is nothing to see."""
+    copied(trained, tmp_path, head=False)
+    assert go(tmp_path, "train", train__sample_every=2) == 0
+    assert capsys.readouterr().out.count("no sample grids (config.train.sample_every)") == 1
+    assert (tmp_path / "head.safetensors").exists()
+    seen = EventAccumulator(str(tmp_path / "tensorboard" / "train_head"))
+    seen.Reload()
+    assert seen.Tags()["images"] == []

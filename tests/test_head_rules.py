@@ -21,7 +21,7 @@ from adpm.gaussian import Covariance
 from adpm.kernel import reverse_kernel
 from adpm.process import Process
 from adpm.variance import RULES as CORE_RULES
-from adpm.variance import Averaged, Bounded, LastStepCap, PosteriorRule, Rule, RuleNeeds
+from adpm.variance import Averaged, Bounded, LastStepCap, PosteriorRule, Rule, RuleNeeds, SecondOutput
 from covariance.relative import FLOOR
 from covariance.rules import RULES, TRAINED_WITH, Learned, NoiseResidual, Relative, SquaredNoise
 from sde.process import PROCESSES
@@ -211,7 +211,7 @@ def test_averaging_before_the_limits_does_not_bias() -> None:
     p, truth = process("linear_1000"), 0.1
     kernel, scale = reverse_kernel(p, 900, 850), float(p.alpha(900) / p.sigma(900)) ** 2
     noise = torch.randn(8, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    prediction = replace(made_up(8), head=scale * (truth + 0.5 * noise))
+    prediction = replace(made_up(8), eps=noise, head=scale * (truth + 0.5 * noise))
     first = Bounded(Averaged(NoiseResidual()), 1.0).posterior(kernel, prediction).values
     last = Averaged(Bounded(NoiseResidual(), 1.0)).posterior(kernel, prediction).values
     assert (first / truth - 1).abs().max() < 4 * 5 / 3072**0.5
@@ -246,9 +246,10 @@ def test_rules_need_the_second_output() -> None:
 # Builders
 
 
-def needs(**changes: object) -> RuleNeeds:
-    plain = RuleNeeds(1.0, True, lambda: 0.5, lambda: VAR, 1.0, False, "", lambda: 1e-5)
-    return replace(plain, **changes)
+def needs(head: str = "", **changes: object) -> RuleNeeds:
+    """With a second output trained by the objective `head`, with none where that is empty."""
+    found = SecondOutput(head, "head 'x'", "use another") if head else None
+    return replace(RuleNeeds(1.0, True, lambda: 0.5, lambda: VAR, 1.0, False, lambda: found, lambda: 1e-5), **changes)
 
 
 @pytest.mark.parametrize(("name", "objective"), [(n, o) for n, all_ in TRAINED_WITH.items() for o in all_])
@@ -258,10 +259,15 @@ def test_builders_take_the_heads_of_their_objectives(name: str, objective: str) 
     kernel = reverse_kernel(process("linear_1000"), 500, 400)
     assert (rule(kernel, made_up()).values > 0).all()
     for other in {"eps", "sn", "npr", "relative", "hybrid", "vlb"} - set(TRAINED_WITH[name]):
-        with pytest.raises(UserError, match=rf"'{name}' needs a head .*config\.train\.objective = .*got '{other}'"):
+        with pytest.raises(
+            UserError,
+            match=rf"'{name}' needs a head .*config\.train\.objective = .*got '{other}' .head 'x'.; use another",
+        ):
             RULES[name](needs(head=other))
     with pytest.raises(UserError, match=rf"'{name}' needs a head .*no network with a second output"):
         RULES[name](needs(head=""))
+    untrained = replace(needs(), head=lambda: SecondOutput(None))
+    assert RULES[name](untrained).state_dependent, "what is yet to be trained is told when it is looked for"
 
 
 @pytest.mark.parametrize("name", ["sn", "npr", "relative"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from adpm.run.modes.train import make_trainer, train
 from adpm.run.paths import path_for, sampler_protocol
 from adpm.run.prepare import moments_key
 from adpm.run.training import stratified
-from adpm.variance import Small
+from adpm.run.weights import process_identity
 from covariance.heads import FrozenTrunk
 from covariance.tables import COVARIANCE_TABLES
 from sde.tables import SDE_TABLES
@@ -33,8 +32,6 @@ from tests.goldens import filled_state
 
 ROOT = Path(__file__).parent.parent
 TABLES = CORE.merged(SDE_TABLES).merged(COVARIANCE_TABLES)
-# rules of the heads' names, whatever they are: kinds are told apart before a rule is asked for anything
-NAMED = dataclasses.replace(TABLES, rules={**TABLES.rules, **dict.fromkeys(("sn", "npr"), lambda needs: Small())})
 OBJECTIVES = sorted(name for name, kind in TABLES.objectives.items() if kind.trains_head)
 FAMILIES = {
     "iddpm": {"name": "iddpm", "num_heads": 1},
@@ -64,7 +61,7 @@ def network(family: str, head: str, dropout: float = 0.0):
     return made
 
 
-def tiny(workdir: Path, *, weights: bool = True, objective: str = "npr", salt: str = "", tables=TABLES, **changes):
+def tiny(workdir: Path, *, weights: bool = True, objective: str = "npr", salt: str = "", **changes):
     """A session on the toy mixture with a filled trunk in its workdir; changes are "section__field=value"."""
     config = load_config("configs/toy.py", "unet")
     config.network.update(model_channels=8, num_heads=1, dropout=0.3, head="simple")
@@ -73,7 +70,10 @@ def tiny(workdir: Path, *, weights: bool = True, objective: str = "npr", salt: s
     for name, value in changes.items():
         section, _, key = name.partition("__")
         config[section][key] = value
-    session = Session(config, workdir, tables)
+    with_head = config.network.head != "none" and config.denoiser.name == "network"
+    if with_head and objective in COVARIANCE_TABLES.rules and "rule__name" not in changes:
+        config.rule.name = objective  # a model has its head where the rule reads it
+    session = Session(config, workdir, TABLES)
     if weights and not (workdir / "weights.safetensors").exists():
         save_weights(workdir / "weights.safetensors", trunk_of(session, salt), {})
     return session
@@ -308,7 +308,6 @@ def test_a_state_of_other_moments_is_refused(tmp_path):
             },
             r"'loss_aware' goes with .*\(vlb\), not with 'hybrid'",
         ),
-        ({"train__sample_every": 5}, r"sample_every = 5 shows samples, but .*set it to 0"),
         (
             {"objective": "eps", "network__head": "none", "train__trunk_dropout": True},
             r"trunk_dropout = True is for",
@@ -352,7 +351,7 @@ def test_train_mode_leaves_a_head_file(tmp_path, capsys):
     assert all(torch.equal(v, state["ema"][f"module.head.{k}"]) for k, v in stored.items())
     assert header["objective"] == "npr" and header["iterations"] == 4 and header["torch"] == torch.__version__
     assert header["trunk"] == state_hash(whole.trunk_state()) == session.model.identity["weights"]
-    assert header["process"] == session.model_identity["process"] and header["config"]["train"]["objective"] == "npr"
+    assert header["process"] == process_identity(session) and header["config"]["train"]["objective"] == "npr"
     assert all(torch.equal(v, stored[k]) for k, v in whole.head().state_dict().items())
     assert str(path) in session.model.source
     seen = EventAccumulator(str(tmp_path / "tensorboard" / "train_head"))
@@ -372,7 +371,7 @@ def test_heads_share_their_trunks_moments_and_not_their_samples(tmp_path):
         session.config.trajectory.update(name="even", steps=4)
         keys.add(moments_key(session))
         protocol = sampler_protocol(session, path_for(session))
-        protocols.append({k: v for k, v in protocol.items() if k != "weights_from"})
+        protocols.append({k: v for k, v in protocol.items() if k not in ("weights_from", "rule")})
     assert len(keys) == 1
     assert "head" not in protocols[0] and {k: v for k, v in protocols[1].items() if k != "head"} == protocols[0]
     assert protocols[1]["head"]["weights"] != protocols[2]["head"]["weights"]
@@ -386,7 +385,7 @@ def test_relative_training_and_sampling_use_one_moments_file(tmp_path, capsys):
     argv = ["main.py", "--config=configs/toy.py:unet", "--mode=sample", f"--workdir={tmp_path}"]
     tiny_ = ["--config.network.model_channels=8", "--config.network.num_heads=1", "--config.network.dropout=0.3"]
     few = ["--config.moments.draws=12", "--config.moments.times=8", "--config.sampling.samples=2"]
-    head = ["--config.network.head=simple", "--config.train.objective=relative", "--config.trajectory.steps=4"]
+    head = ["--config.network.head=simple", "--config.rule.name=relative", "--config.trajectory.steps=4"]
     assert run([*argv, *tiny_, *few, *head], TABLES, MODES) == 0
     assert "estimating" not in capsys.readouterr().out and list(tmp_path.glob("moments-*.npz")) == [file]
     (folder,) = (tmp_path / "samples").iterdir()
@@ -436,14 +435,6 @@ def test_published_files_hold_backbone_and_head(suffix, tmp_path):
 
 
 REFUSED = {
-    "kind, by the objective": (
-        {"objective": "sn"},
-        r"by the objective 'npr', but config\.train\.objective = 'sn' needs",
-    ),
-    "kind, by the rule": (
-        {"rule__name": "sn", "tables": NAMED},
-        r"by the objective 'npr', but config\.rule\.name = 'sn' needs",
-    ),
     "schedule": ({"process__name": "cosine"}, r"another model \(process\.name: 'linear' there, 'cosine' now\)"),
     "time label": ({"denoiser__time_shift": 1}, r"another model \(denoiser\.time_shift: 0 there, 1 now\)"),
     "size": ({"network__head": "complex"}, r"another model \(network\.head: 'simple' there, 'complex' now\)"),
@@ -453,20 +444,13 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_heads_of_others_are_refused(case, tmp_path):
-    """SN and NPR files have the same names and shapes, and so have heads of two trunks: the header tells them apart."""
+    """Heads of two trunks have the same names and shapes: the header tells them apart."""
     path = write_head(tmp_path / "a")
     changes, told = REFUSED[case]
     session = tiny(tmp_path / "b", network__head_pretrained=str(path), **changes)
     _ = session.trunk
     with pytest.raises(UserError, match=rf"head '.*head\.safetensors' was trained .*{told}|head '.*' was {told}"):
         _ = session.model
-
-
-def test_the_rule_decides_which_kind_is_wanted(tmp_path):
-    """config.train.objective says nothing about sampling once the rule's name does."""
-    path = write_head(tmp_path / "a")
-    session = tiny(tmp_path / "b", network__head_pretrained=str(path), rule__name="npr", objective="sn", tables=NAMED)
-    assert session.model.head["objective"] == "npr"
 
 
 @pytest.mark.parametrize(
@@ -518,25 +502,26 @@ def test_a_workdir_holds_one_head_beside_its_trunk(tmp_path):
     write_head(tmp_path)
     assert tiny(tmp_path, network__head="none", objective="eps", train__iterations=1).model.head is None
     with pytest.raises(UserError, match=r"another config \(head: train\.objective: 'npr' there, 'sn' now\)"):
-        make_trainer(tiny(tmp_path, objective="sn", train__iterations=2))
+        make_trainer(tiny(tmp_path, objective="sn", train__iterations=2, rule__name="analytic"))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_heads_in_continuous_time(objective, tmp_path, capsys):
     """The variants of digits_sde on a trunk in the same workdir; an SDE's reference times are free for a head, too."""
 
-    def session(**process) -> Session:
+    def session(folder: str = "own", head: str = "", **process) -> Session:
         config = load_config("configs/digits_sde.py", f"vp_{objective}")
-        config.rule.name = "analytic"
-        config.network.model_channels = 8
+        config.network.update(model_channels=8, pretrained=str(tmp_path / "trunk.safetensors"), head_pretrained=head)
         config.moments.update(draws=12, times=8)
         config.train.update(batch_size=8, iterations=3, warmup=1)
         config.process.update(process)
-        return Session(config, tmp_path, TABLES)
+        return Session(config, tmp_path / folder, TABLES)
 
-    save_file(trunk_of(session()), tmp_path / "weights.safetensors")
+    save_file(trunk_of(session()), tmp_path / "trunk.safetensors")
     train(session())
-    assert read_header(tmp_path / "head.safetensors")["process"] is None
+    head = tmp_path / "own" / "head.safetensors"
+    assert read_header(head)["process"] is None
     assert session(steps=50).model.head["objective"] == objective
-    with pytest.raises(UserError, match=r"process\.beta_max"):
-        _ = session(beta_max=10.0).model
+    assert session("second", str(head), t_min=0.1).model.head["objective"] == objective
+    with pytest.raises(UserError, match=r"head '.*' was trained for another model \(process\.beta_max: 20\.0 there"):
+        _ = session("third", str(head), beta_max=10.0).model

@@ -17,8 +17,9 @@ from adpm.kernel import reverse_kernel
 from adpm.likelihood import Levels
 from adpm.objective import Objective, ObjectiveNeeds, eps_matching
 from adpm.process import PROCESSES, DiscreteProcess, Process
-from covariance.objective import OBJECTIVES, head_of, relative, residual, squared_noise
+from covariance.objective import OBJECTIVES, relative, residual, squared_noise
 from covariance.relative import FLOOR, relative_factor
+from covariance.second_output import second_output
 from covariance.variational import StepBound
 from sde.process import PROCESSES as SDES
 from tests.goldens import RTOL, golden, rel
@@ -287,14 +288,14 @@ def test_the_bound_is_for_discrete_processes(name: str) -> None:
 def test_objectives_need_their_second_output(name: str) -> None:
     x0 = torch.zeros(2, 1, 2, 2)
     objective = OBJECTIVES[name].build(needs(DiscreteProcess([0.1] * 10)))
-    with pytest.raises(UserError, match="head of shape|learned_variance"):
+    with pytest.raises(UserError, match="reads a network's second output, but there is none"):
         objective(Prediction(x0, x0, x0, None), x0, x0, np.array([1.0, 2.0]))
 
 
 def test_a_head_of_another_shape_is_told() -> None:
     x0 = torch.zeros(2, 3, 2, 2)
-    with pytest.raises(UserError, match=r"head of shape \(2, 3, 2, 2\).*shape \(2, 1, 2, 2\)"):
-        head_of(Prediction(x0, x0, x0, x0[:, :1]))
+    with pytest.raises(UserError, match=r"second output has shape \(2, 1, 2, 2\); one of shape \(2, 3, 2, 2\)"):
+        second_output(Prediction(x0, x0, x0, x0[:, :1]))
 
 
 def test_float32_is_enough_for_the_bound() -> None:

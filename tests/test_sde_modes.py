@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from adpm.errors import UserError
 from adpm.run.assembly import Session
 from adpm.run.cifar10 import ARCHIVE, TEST, TRAIN
 from adpm.run.cli import load_config, run
@@ -183,6 +184,18 @@ def test_presets_are_config_variants(tmp_path, name, preset):
     config = load_config("configs/toy_sde.py", f"{name}+{preset}")
     assert (config.rule.name, config.sampling.eta) == (PRESETS[preset][name].rule, PRESETS[preset][name].eta)
     assert go(tmp_path, f"toy_sde.py:{name}+{preset}", "sample", "--config.sampling.samples=4") == 0
+
+
+@pytest.mark.parametrize("file", ["toy_sde", "digits_sde", "cifar10_sde"])
+@pytest.mark.parametrize("variant", ["ddim", "ancestral+ve", "vp+ancestral+ve", "vp+ddim+ancestral"])
+def test_a_preset_comes_last_after_its_process(file, variant):
+    with pytest.raises(UserError, match=r"is a preset for an SDE and comes last, after its process, such as 'vp\+"):
+        load_config(f"configs/{file}.py", variant)
+
+
+def test_a_preset_has_its_own_rule():
+    with pytest.raises(UserError, match=r"'ddim' is a preset and names the rule itself, .* the rule 'sn'; leave one"):
+        load_config("configs/digits_sde.py", "vp_sn+ddim")
 
 
 def test_what_a_solver_has_no_use_for_is_said_and_left_out(tmp_path, capsys):

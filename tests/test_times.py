@@ -7,7 +7,7 @@ import pytest
 
 from adpm.errors import UserError
 from adpm.process import PROCESSES, DiscreteProcess
-from adpm.run.times import LEARNING, TIMES, LossAware
+from adpm.run.times import TIMES, LossAware
 from adpm.run.training import stratified
 from sde.process import PROCESSES as SDES
 from tests.goldens import golden
@@ -99,6 +99,7 @@ def test_an_sde_has_no_second_visit() -> None:
 @pytest.mark.parametrize("name", sorted(TIMES))
 def test_every_sampler_gives_reference_times_and_weights(name: str) -> None:
     process = PROCESSES["cosine"](100)
-    t, weights = TIMES[name](process).draw(stratified(0, 0, 32))
+    sampler = TIMES[name](process)
+    t, weights = sampler.draw(stratified(0, 0, 32))
     assert np.isin(t, process.times[1:]).all() and np.all(weights == 1.0) and t.dtype == weights.dtype == np.float64
-    assert LEARNING <= TIMES.keys()
+    assert sampler.learns == bool(sampler.state()), "what learns from losses has a state to resume"

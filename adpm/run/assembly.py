@@ -24,7 +24,7 @@ from adpm.moments import Source
 from adpm.nn.heads import Headed
 from adpm.objective import ObjectiveNeeds
 from adpm.process import Array, Process
-from adpm.run.checks import check_fields
+from adpm.run.checks import check_fields, check_second_output
 from adpm.run.data import DataSet
 from adpm.run.device import resolve_device, runnable
 from adpm.run.files import MODEL, check_writable, claim_workdir, digest, identity
@@ -42,7 +42,8 @@ class Session:
     def __init__(self, config: ConfigDict, workdir: Path, tables: Tables) -> None:
         self.config, self.workdir, self.tables = config, workdir, tables
         self.device = resolve_device(config.device)
-        self.has_head = False  # whether there is a network with a second output
+        self.has_second_output = False  # whether there is a network with a second output, of whatever kind
+        self.has_head = False  # whether that is a head: modules of its own on the last hidden layer
         # whether rule, path or decoder asked for moments; set to False where the work on a figure begins, so that
         # its protocol names them only if it depends on them
         self.used_moments = False
@@ -81,9 +82,10 @@ class Session:
                 raise UserError(
                     f"config.network cannot be built: its layers do not fit each other ({error})."
                 ) from error
-        self.has_head = out.shape[1] > self.data.shape[0]
+        self.has_second_output, self.has_head = out.shape[1] > self.data.shape[0], network.has_head
+        check_second_output(self.config, self.tables, self.has_second_output, self.has_head)
         section = self.config.network
-        if section.head_pretrained and not network.has_head:
+        if section.head_pretrained and not self.has_head:
             raise UserError(
                 f"config.network.head_pretrained = '{section.head_pretrained}' goes with a head, but "
                 f"config.network.head = '{section.head}'; unset one of them."
@@ -198,9 +200,13 @@ class Session:
             variance=make_variance,
             state_bound=((self.data.high - self.data.low) / 2.0) ** 2,
             average=self.config.rule.average,
-            head=self.config.train.objective if self.has_head else "",
+            head=self._second_output,
             first_variance=lambda: first_posterior_variance(self.process),
         )
+
+    def _second_output(self) -> variance.SecondOutput | None:
+        kind = self.tables.denoisers[self.config.denoiser.name]
+        return kind.second_output(self) if self.has_second_output else None
 
     def rule(self, make_variance: Callable[[], Callable[[Any], Any]], times: Array) -> variance.Rule:
         """The variance rule for a path of times, with the cap on its last steps."""

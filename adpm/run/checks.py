@@ -100,3 +100,23 @@ def check_files(config: ConfigDict) -> None:
             raise UserError(f"config.moments.{name} = '{config.moments[name]}' is no file.")
     if config.moments.file and config.moments.ms_eps:
         raise UserError("config.moments.file and config.moments.ms_eps both name moments; set one of them.")
+
+
+def check_second_output(config: ConfigDict, tables: Tables, has_second_output: bool, has_head: bool) -> None:
+    """The objective is about the kind of second output that the network has, if it is about one at all.
+
+    A head takes the place of a learned variance, so only one of the two can be meant.
+    """
+    kind, told = tables.objectives[config.train.objective], f"config.train.objective = '{config.train.objective}'"
+    if kind.learns_variance and has_head:
+        heads = ", ".join(name for name, k in tables.objectives.items() if k.trains_head) or "none known"
+        raise UserError(
+            f"{told} is about the network's own second output, and config.network.head = '{config.network.head}' puts "
+            f"a head in its place; set the head to none, or the objective to the head's ({heads})."
+        )
+    if kind.trains_head and has_second_output and not has_head:
+        own = ", ".join(name for name, k in tables.objectives.items() if k.learns_variance) or "none known"
+        raise UserError(
+            f"{told} is about a head, and the network's second output is the one of config.network.learned_variance = "
+            f"True; set config.network.head to simple or complex, or the objective to the variance's ({own})."
+        )

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from adpm.errors import UserError
 from adpm.nn.checkpoint import load_part, read_header, read_weights, state_hash
 from adpm.nn.heads import Headed
 from adpm.run.assembly import Session
-from adpm.run.files import differences, identity
+from adpm.run.files import differences
 from adpm.run.tables import Model
-from adpm.run.weights import FUNCTION, present
+from adpm.run.weights import function_of, process_identity, trunk_file, weights_header
+from adpm.variance import SecondOutput
 
 FILE = "head.safetensors"
 
@@ -27,19 +27,10 @@ FILE = "head.safetensors"
 def head_header(session: Session, objective: str, iterations: int) -> dict[str, Any]:
     """What a head file says about itself."""
     return {
-        "config": session.config.to_dict(),
+        **weights_header(session, iterations),
         "objective": objective,
         "trunk": session.trunk.identity["weights"],  # of its tensors alone
-        "process": _process(session),
-        "iterations": iterations,
-        "weights": "ema",
-        "torch": torch.__version__,
     }
-
-
-def _process(session: Session) -> Any:
-    """The process's identity; an SDE is told by the config alone, because its reference times are free."""
-    return None if session.process.continuous else session.model_identity["process"]
 
 
 def with_head(session: Session, trunk: Model) -> Model:
@@ -47,7 +38,7 @@ def with_head(session: Session, trunk: Model) -> Model:
 
     Raises:
         UserError: when there is no head file, naming the places and the command that makes one; when the head is of
-            another trunk, process or kind.
+            another trunk or process.
     """
     network = trunk.network
     if network is None or not network.has_head:
@@ -61,18 +52,51 @@ def with_head(session: Session, trunk: Model) -> Model:
     return Model(trunk.denoise, trunk.identity, source, network, head)
 
 
-def _find(session: Session, network: Headed, trunk: Model) -> tuple[Path, Mapping[str, Tensor]]:
-    """The head's file and tensors: the workdir's own, the config's, or those in the trunk's own file."""
-    section = session.config.network
-    own, named = session.workdir / FILE, section.head_pretrained
+def head_file(session: Session) -> Path | None:
+    """Where a head would come from: the workdir's own, the config's, or the trunk's file; None when there is none.
+
+    A trunk's file of ours holds no trained head; one of others may hold one, which only its tensors tell.
+    """
+    own, named = session.workdir / FILE, session.config.network.head_pretrained
     if own.exists():
-        return own, read_weights(own)
-    if named and Path(named).exists():
-        return Path(named), _head_of(network, read_weights(Path(named)))
-    theirs = not named and not read_header(Path(trunk.source))  # a weights file of ours holds no trained head
-    inside = _head_of(network, read_weights(Path(trunk.source))) if theirs else {}
-    if inside:
-        return Path(trunk.source), inside
+        return own
+    if named:
+        return Path(named) if Path(named).exists() else None
+    trunk = trunk_file(session)
+    return None if trunk is None or read_header(trunk) else trunk
+
+
+def second_output(session: Session) -> SecondOutput:
+    """What the network's second output was trained by: a head's file of ours says it, else the config.
+
+    No tensors are read.
+    """
+    by_config = SecondOutput(
+        session.config.train.objective, "by config.train.objective", "set that to what the output was trained by"
+    )
+    if not session.has_head:
+        return by_config
+    found = head_file(session)
+    if found is None:
+        return SecondOutput(None)
+    header = read_header(found)
+    if not header:
+        return by_config
+    advice = f"set config.rule.name to its rule, or {_other_head(session, found)}"
+    return SecondOutput(_objective(header), f"head '{found}'", advice)
+
+
+def _find(session: Session, network: Headed, trunk: Model) -> tuple[Path, Mapping[str, Tensor]]:
+    """The head's file and tensors."""
+    section, own, found = session.config.network, session.workdir / FILE, head_file(session)
+    if found is not None:
+        state = read_weights(found)
+        inside = {name: tensor for name, tensor in state.items() if network.in_head(name)}
+        if found == own:
+            return found, state  # nothing else may be in it
+        if inside or section.head_pretrained:
+            return found, inside
+    named = section.head_pretrained
     told = f"config.network.head_pretrained = '{named}'" + (" does not exist" if named else "")
     raise UserError(
         f"config.network.head = '{section.head}', but no trained head was found: '{own}' does not exist, {told}"
@@ -81,46 +105,37 @@ def _find(session: Session, network: Headed, trunk: Model) -> tuple[Path, Mappin
     )
 
 
-def _head_of(network: Headed, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in state.items() if network.in_head(name)}
+def _objective(header: Mapping[str, Any]) -> str:
+    return str(header.get("objective", header.get("config", {}).get("train", {}).get("objective", "")))
 
 
-def wanted_kind(session: Session) -> tuple[str, str] | None:
-    """The field that says which objective's head is wanted, and that objective: the rule's own, else the config's."""
-    objectives, config = session.tables.objectives, session.config
-    for field, name in (("config.rule.name", config.rule.name), ("config.train.objective", config.train.objective)):
-        if name in objectives and objectives[name].trains_head:
-            return field, name
-    return None
+def _other_head(session: Session, found: Path) -> str:
+    """What to do about a head of no use: the workdir's own has precedence over the config's."""
+    if found == session.workdir / FILE:
+        return "use another --workdir, or remove that file"
+    return "name another in config.network.head_pretrained"
 
 
 def _check_header(session: Session, trunk: Model, found: Path, header: Mapping[str, Any]) -> str:
     """The objective that the head was trained by.
 
     Raises:
-        UserError: if the head is not for this trunk, process, or what the config wants it for.
+        UserError: if the head is not for this trunk or process.
     """
-    config = header.get("config", {})
-    kind = str(header.get("objective", config.get("train", {}).get("objective", "")))
-    wanted = wanted_kind(session)
-    if wanted and wanted[1] != kind:
-        raise UserError(
-            f"head '{found}' was trained by the objective '{kind}', but {wanted[0]} = '{wanted[1]}' needs one trained "
-            "by that; change config.network.head_pretrained or train it in another workdir."
-        )
+    kind, other = _objective(header), _other_head(session, found)
     depends = session.tables.objectives[kind].depends if kind in session.tables.objectives else ()
 
     def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-        function = present(identity(config, (*FUNCTION, *depends)), session.process)
-        return {**function, "network.head": config.get("network", {}).get("head")}
+        return {**function_of(config, session, *depends), "network.head": config.get("network", {}).get("head")}
 
-    if told := differences(fields(config), fields(session.config.to_dict())):
-        raise UserError(f"head '{found}' was trained for another model ({told}); change config or head.")
-    if header.get("process") != _process(session):
-        raise UserError(f"head '{found}' was trained for another process; train it for this one.")
+    if told := differences(fields(header.get("config", {})), fields(session.config.to_dict())):
+        raise UserError(f"head '{found}' was trained for another model ({told}); change the config back, or {other}.")
+    # older files have the exact log-SNR, as moments do
+    if header.get("process") not in (process_identity(session), session.model_identity["process"]):
+        raise UserError(f"head '{found}' was trained for another process; set config.process to that one, or {other}.")
     if header.get("trunk") != trunk.identity["weights"]:
         raise UserError(
             f"head '{found}' was trained on another trunk (weights {header.get('trunk')} there, "
-            f"{trunk.identity['weights']} in '{trunk.source}'); train a head on this one."
+            f"{trunk.identity['weights']} in '{trunk.source}'); use those weights, or {other}."
         )
     return kind

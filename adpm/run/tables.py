@@ -22,7 +22,7 @@ from adpm.process import Array, Process
 from adpm.run.data import DataSet
 from adpm.solver import Solver, SolverKind
 from adpm.trajectory import Builder
-from adpm.variance import Rule, RuleNeeds
+from adpm.variance import Rule, RuleNeeds, SecondOutput
 
 if TYPE_CHECKING:
     from adpm.run.assembly import Session
@@ -56,11 +56,13 @@ class DenoiserKind:
         build: the model without regard to a head: that one may be untrained.
         trainable: whether there is a network to train.
         complete: the model with its head.
+        second_output: what the second output of the session's network is, where it has one; no tensors are read.
     """
 
     build: Callable[[Session], Model]
     trainable: bool
     complete: Callable[[Session, Model], Model] = lambda session, model: model
+    second_output: Callable[[Session], SecondOutput | None] = lambda session: None
 
 
 @dataclass(frozen=True)
@@ -148,3 +150,21 @@ def build(table: Mapping[str, Callable[..., Any]], config: ConfigDict, section: 
     except Exception as error:  # whatever a constructor says about numbers it cannot use
         told = ", ".join(f"{key} = {value!r}" for key, value in options.items())
         raise UserError(f"config.{section} cannot be built from {told}: {type(error).__name__}: {error}.") from error
+
+
+def filled(config: Mapping[str, Any], tables: Tables) -> dict[str, Any]:
+    """A config whose data, process and network have their member's defaults where a field is unset or not there.
+
+    What the member does not take is left out. A section whose member is not known stays as it is.
+    """
+    out = dict(config)
+    for section, table in (("data", tables.data_sets), ("process", tables.processes), ("network", tables.networks)):
+        fields = config.get(section, {})
+        name = fields.get("name")
+        if name not in table:
+            continue
+        parameters = inspect.signature(table[name]).parameters
+        defaults = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
+        given = {key: value for key, value in fields.items() if key in parameters and value not in (None, "")}
+        out[section] = {"name": name, **defaults, **given}
+    return out

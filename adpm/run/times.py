@@ -18,7 +18,13 @@ from adpm.process import Array, Process
 
 
 class TimeSampler(Protocol):
-    """Training times. `state` is what a resumed run needs to go on as if it had not stopped."""
+    """Training times. `state` is what a resumed run needs to go on as if it had not stopped.
+
+    Attributes:
+        learns: whether losses change the times that are drawn.
+    """
+
+    learns: bool
 
     def draw(self, u: Array) -> tuple[Array, Array]:
         """Times and weights, both [B] float64, for uniform numbers u [B] in [0, 1)."""
@@ -35,6 +41,8 @@ class TimeSampler(Protocol):
 
 class Fixed:
     """Times that depend on u alone, weights 1."""
+
+    learns = False
 
     def __init__(self, times: Callable[[Array], Array]) -> None:
         self._times = times
@@ -67,6 +75,8 @@ class LossAware:
     Raises:
         UserError: for an SDE, whose times have no second visit.
     """
+
+    learns = True
 
     def __init__(self, process: Process, history: int = 10, uniform: float = 0.001) -> None:
         if process.continuous:
@@ -116,5 +126,3 @@ TIMES: dict[str, Callable[[Process], TimeSampler]] = {
     "log_snr": lambda process: Fixed(process.log_snr_times),
     "loss_aware": LossAware,
 }
-LEARNING = frozenset({"loss_aware"})
-"""The samplers that learn from losses."""

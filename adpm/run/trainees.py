@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from adpm.errors import UserError
@@ -16,7 +15,9 @@ from adpm.run import heads, weights
 from adpm.run.assembly import Session
 from adpm.run.files import HEAD_TRAINING, TRAINING
 from adpm.run.prepare import moments_key, variance_for
-from adpm.run.times import LEARNING
+from adpm.run.report import say
+from adpm.run.times import TIMES
+from adpm.run.training import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Trainee:
     Attributes:
         network: the module to train; its parameters are the trained ones.
         objective: what it minimises.
+        options: config.train, without what makes no sense for it.
         clip: whether the denoiser that the objective sees clips x0: heads are trained on the denoiser as it is used,
             networks without clipping.
         name: "train" or "train_head": folder in TensorBoard, and stem of the state file.
@@ -37,6 +39,7 @@ class Trainee:
 
     network: nn.Module
     objective: Objective
+    options: TrainOptions
     clip: bool
     name: str
     file: Path
@@ -61,11 +64,9 @@ def trainee_for(session: Session) -> Trainee:
 def _check(session: Session, kind: ObjectiveKind) -> None:
     config, objectives = session.config, session.tables.objectives
     train, network, told = config.train, config.network, f"config.train.objective = '{config.train.objective}'"
-    with torch.device("meta"):
-        has_head = session.network().has_head
-    if kind.trains_head and not has_head:
+    if kind.trains_head and not session.has_head:
         raise UserError(f"{told} trains a head; set config.network.head to simple or complex.")
-    if has_head and not kind.trains_head:
+    if session.has_head and not kind.trains_head:
         names = ", ".join(name for name, k in objectives.items() if k.trains_head) or "none known"
         raise UserError(
             f"{told} does not train a head, but config.network.head = '{network.head}'; set that to none, or the "
@@ -75,7 +76,7 @@ def _check(session: Session, kind: ObjectiveKind) -> None:
         raise UserError(
             f"{told} trains the network's own second output; set config.network.learned_variance = True (iddpm)."
         )
-    if train.times in LEARNING and not kind.loss_aware:
+    if not kind.loss_aware and TIMES[train.times](session.process).learns:
         names = ", ".join(name for name, k in objectives.items() if k.loss_aware) or "none known"
         raise UserError(
             f"config.train.times = '{train.times}' goes with objectives whose terms differ by orders of magnitude "
@@ -83,33 +84,21 @@ def _check(session: Session, kind: ObjectiveKind) -> None:
         )
     if train.trunk_dropout and not kind.trains_head:
         raise UserError(f"config.train.trunk_dropout = True is for heads on a trunk; {told} trains no head.")
-    if train.sample_every and kind.trains_head:
-        raise UserError(
-            f"config.train.sample_every = {train.sample_every} shows samples, but {told} does not change the means "
-            "that they are made of; set it to 0."
-        )
 
 
 def _whole(session: Session, kind: ObjectiveKind) -> Trainee:
     objective = kind.build(session.objective_needs(variance_for(session)))  # refuses before the workdir is claimed
     session.claim(TRAINING)
-
-    def header(iterations: int) -> dict[str, Any]:
-        return {
-            "config": session.config.to_dict(),
-            "iterations": iterations,
-            "weights": "ema",
-            "torch": torch.__version__,
-        }
-
     return Trainee(
         network=session.network(),
         objective=objective,
+        options=session.train_options,
         clip=False,
         name="train",
         file=session.workdir / weights.FILE,
         tensors=lambda module: module.state_dict(),
-        header=header,
+        header=lambda iterations: weights.weights_header(session, iterations),
+        facts={"process": weights.process_identity(session)},
     )
 
 
@@ -118,12 +107,15 @@ def _head(session: Session, kind: ObjectiveKind) -> Trainee:
     assert kind.freeze is not None
     session.claim_head(HEAD_TRAINING)
     objective = kind.build(session.objective_needs(variance_for(session)))
-    facts = {"trunk": trunk.identity["weights"]}
+    facts = {"trunk": trunk.identity["weights"], "process": weights.process_identity(session)}
     if session.used_moments:
         facts |= {"moments": moments_key(session), "estimator": session.config.rule.estimator}
+    if session.train_options.sample_every:
+        say(f"no sample grids (config.train.sample_every): '{name}' does not change the means that they are made of.")
     return Trainee(
         network=kind.freeze(trunk.network, session.config.train.trunk_dropout),
         objective=objective,
+        options=replace(session.train_options, sample_every=0),
         clip=session.config.denoiser.clip,
         name="train_head",
         file=session.workdir / heads.FILE,

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adpm.errors import UserError
 from adpm.nn.checkpoint import load_part, read_header, read_weights
 from adpm.nn.heads import Headed
-from adpm.process import Process
 from adpm.run.assembly import REFERENCE_TIMES, Session
-from adpm.run.files import TIME_LABEL, differences, identity
+from adpm.run.files import TIME_LABEL, differences, digest, identity
+from adpm.run.tables import filled
 
 FILE = "weights.safetensors"
 
@@ -26,13 +28,42 @@ FUNCTION = (
     "denoiser.predicts",
     *TIME_LABEL,
 )
-NOT_WHEN_EVALUATED = {"network.dropout"}
+FREE_WHEN_EVALUATED = {"network.dropout"}
+# Fields that files from before them do not have, and what was done then.
+BEFORE = {"denoiser.label": "index"}
 
 
-def present(fields: Mapping[str, Any], process: Process) -> dict[str, Any]:
-    """Fields that are set and that the network's function depends on."""
-    free = NOT_WHEN_EVALUATED | (REFERENCE_TIMES if process.continuous else set())
-    return {name: value for name, value in fields.items() if value not in (None, "") and name not in free}
+def function_of(config: Mapping[str, Any], session: Session, *more: str) -> dict[str, Any]:
+    """The fields of a config that a network's function depends on, unset ones at their defaults; and the fields `more`.
+
+    {} for a file that does not say what made it.
+    """
+    if not config:
+        return {}
+    free = FREE_WHEN_EVALUATED | (REFERENCE_TIMES if session.process.continuous else set())
+    fields = BEFORE | identity(filled(config, session.tables), (*FUNCTION, *more))
+    return {name: value for name, value in fields.items() if name not in free}
+
+
+def process_identity(session: Session) -> str | None:
+    """What a file says about its process besides the config: betas may change under one name.
+
+    None for an SDE, which the config tells alone because its reference times are free. Six digits, because the last
+    bits of a schedule differ between machines, to which files are carried.
+    """
+    process = session.process
+    return None if process.continuous else digest([f"{v:.6g}" for v in process.log_snr(process.times[1:])])
+
+
+def weights_header(session: Session, iterations: int) -> dict[str, Any]:
+    """What a file of trained weights says about itself."""
+    return {
+        "config": session.config.to_dict(),
+        "process": process_identity(session),
+        "iterations": iterations,
+        "weights": "ema",
+        "torch": torch.__version__,
+    }
 
 
 def load_trunk(session: Session) -> tuple[Headed, Path]:
@@ -42,13 +73,9 @@ def load_trunk(session: Session) -> tuple[Headed, Path]:
         UserError: when there are no weights, or when they are for another model.
     """
     found = _find(session)
-    config = session.config
-    # what a second output is, its objective says
-    fields = (*FUNCTION, "train.objective") if config.network.learned_variance else FUNCTION
-    header = present(identity(read_header(found).get("config", {}), fields), session.process)
-    if told := differences(header, present(identity(config.to_dict(), fields), session.process)):
-        raise UserError(f"weights '{found}' were trained for another model ({told}); change config or weights.")
-    network, state = session.network(), read_weights(found)
+    network = session.network()
+    _check_header(session, found, network)
+    state = read_weights(found)
     if network.has_head:
         state = {name: tensor for name, tensor in state.items() if not network.in_head(name)}
     load_part(network, state, str(found), network.trunk_state().keys())
@@ -56,22 +83,41 @@ def load_trunk(session: Session) -> tuple[Headed, Path]:
     return network, found
 
 
+def _check_header(session: Session, found: Path, network: Headed) -> None:
+    config, header = session.config, read_header(found)
+    # what the second output is, its objective says; where there is a head, that output is not used
+    more = ("train.objective",) if config.network.learned_variance and not network.has_head else ()
+    there = function_of(header.get("config", {}), session, *more)
+    if told := differences(there, function_of(config.to_dict(), session, *more)):
+        raise UserError(f"weights '{found}' were trained for another model ({told}); change config or weights.")
+    if header.get("process") not in (None, process_identity(session)):
+        raise UserError(
+            f"weights '{found}' were trained for another process of the same name (the log-SNR of its times differs); "
+            "set config.process to that one, or name other weights."
+        )
+
+
+def trunk_file(session: Session) -> Path | None:
+    """The workdir's own weights if it has trained, else the config's; None when there are neither."""
+    own, pretrained = session.workdir / FILE, session.config.network.pretrained
+    places = [own, Path(pretrained)] if pretrained else [own]
+    return next((place for place in places if place.exists()), None)
+
+
 def _find(session: Session) -> Path:
-    """The workdir's own weights if it has trained, else the config's.
+    """The file of the trunk.
 
     Raises:
-        UserError: when there are neither, naming the places and the command that makes them.
+        UserError: when there is none, naming the places and the command that makes it.
     """
-    own = session.workdir / FILE
-    pretrained = session.config.network.pretrained
-    if pretrained and not own.exists() and not Path(pretrained).exists():
+    found, own, pretrained = trunk_file(session), session.workdir / FILE, session.config.network.pretrained
+    if found is None and pretrained:
         raise UserError(
             f"config.network.pretrained = '{pretrained}' does not exist, and there are no weights at '{own}' either; "
             f"correct the path, or {_made_by(session)}."
         )
-    found = own if own.exists() or not pretrained else Path(pretrained)
-    if not found.exists():
-        raise UserError(f"there are no weights at '{found}'; {_made_by(session)}.")
+    if found is None:
+        raise UserError(f"there are no weights at '{own}'; {_made_by(session)}.")
     return found
 
 

@@ -69,7 +69,7 @@ def make_trainer(session: Session, trainee: Trainee | None = None) -> Trainer:
         session.process,
         session.data,
         trainee.objective,
-        session.train_options,
+        trainee.options,
         session.config.seed,
         session.workdir / f"{trainee.name}_state.pt",
         trainee.facts,
