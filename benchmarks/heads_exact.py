@@ -35,7 +35,7 @@ from adpm.noise import KeyedNoise
 from adpm.process import PROCESSES, Array
 from adpm.run.figures import save_figure
 from adpm.trajectory import Request, trajectory
-from adpm.variance import Rule, RuleNeeds
+from adpm.variance import Rule, RuleNeeds, SecondOutput
 from benchmarks.estimators import digits_world
 from benchmarks.head_training import Head, Training, World, trained, world_of
 from benchmarks.protocol import describe
@@ -73,7 +73,7 @@ def rule(world: World, name: str) -> Rule:
         variance=lambda: world.average,
         state_bound=1.0,
         average=False,
-        head=name,
+        head=lambda: SecondOutput(name, "this benchmark"),
         first_variance=lambda: 0.0,  # for the learned interpolation, which is not here
     )
     return RULES[name](needs)
