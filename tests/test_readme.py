@@ -31,6 +31,7 @@ SHORTER = {
     "benchmarks.digits_sde": ["--samples=4", "--seeds=2", "--budgets=2", "--images=2", "--models=vp"],
     "benchmarks.estimators": ["--draws=300", "--dense=4"],
     "benchmarks.langevin": ["--chains=20"],
+    "benchmarks.heads_exact": ["--iterations=3", "--draws=100"],
     "benchmarks.head_step": ["--batch=8", "--steps=1", "--repeats=2"],
     "benchmarks.overhead": ["--batch=8", "--steps=2", "--repeats=2"],
     "benchmarks.planning": ["--quick"],
