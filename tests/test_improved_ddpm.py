@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from adpm.denoiser import Prediction
+from adpm.denoiser import Denoiser, Prediction
 from adpm.errors import UserError
 from adpm.kernel import Kernel, reverse_kernel, step_nats
 from adpm.likelihood import first_posterior_variance
 from adpm.process import Array, DiscreteProcess, Process
+from adpm.solver import reverse_mean
 from adpm.variance import Rule
 from covariance.rules import Learned
-from tests.goldens import process, rel
+from tests.goldens import golden, process, rel
 
 WIDTHS = np.logspace(0, -2, 16)  # of the reference data
 
@@ -159,3 +160,33 @@ def test_only_ddpm_has_a_forward_variance() -> None:
     p = process("linear_1000")
     with pytest.raises(UserError, match=r"'learned' goes with config\.sampling\.eta = 1 only, got 0\.5"):
         Learned(1.0)(reverse_kernel(p, 500, 400, 0.5), with_output(np.zeros(2)))
+
+
+IDDPM = golden("iddpm")
+
+
+def test_the_stored_optimum() -> None:
+    """v* for five pixel variances at five steps, t counted from 0."""
+    p = process("linear_1000")
+    for t, stored in zip(IDDPM["gauss_t"], IDDPM["gauss_vstar"], strict=True):
+        kernel = reverse_kernel(p, t + 1, t)
+        assert np.abs(best_head(kernel, posterior(p, t + 1, IDDPM["gauss_var"])) - stored).max() < 1e-8
+
+
+def test_respaced_steps_of_the_released_code() -> None:
+    """Kept steps, their betas, the labels that the network sees, mean and variance of the longer steps (float32)."""
+    p = DiscreteProcess(IDDPM["betas"])
+    kept = np.concatenate([[0], IDDPM["respace_use"] + 1])
+    kernel = reverse_kernel(p, kept[1:], kept[:-1])
+    assert rel(kernel.forward_variance, IDDPM["respace_betas"]) < 1e-12
+    assert np.array_equal(kept[1:][IDDPM["respace_t"]] - 1, IDDPM["respace_model_t"])
+    rule = Learned(float(reverse_kernel(p, kept[2], kept[1]).lambda2))
+    for i, row in enumerate(IDDPM["respace_t"]):
+        t, s = kept[row + 1], kept[row]
+        step = reverse_kernel(p, t, s)
+        outputs = torch.as_tensor(IDDPM["model_out"][i])[None].double()
+        denoise = Denoiser(lambda x, label, outputs=outputs: outputs, p, clip=(-1.0, 1.0))
+        prediction = denoise(torch.as_tensor(IDDPM["respace_x"][i])[None].double(), float(t))
+        assert np.abs(reverse_mean(step, prediction)[0].numpy() - IDDPM["respace_mean"][i]).max() < 1e-4
+        log_variance = np.log(rule(step, prediction).values[0].numpy())
+        assert np.abs(log_variance - IDDPM["respace_logvar"][i]).max() < 1e-4
