@@ -32,13 +32,23 @@ SHORTER = {
     "benchmarks.estimators": ["--draws=300", "--dense=4"],
     "benchmarks.langevin": ["--chains=20"],
     "benchmarks.heads_exact": ["--iterations=3", "--draws=100"],
+    "benchmarks.digits_heads": [
+        *["--samples=4", "--seeds=2", "--budgets=2", "--images=2"],
+        *["--draws=6", "--rules=relative"],
+    ],
     "benchmarks.head_step": ["--batch=8", "--steps=1", "--repeats=2"],
     "benchmarks.overhead": ["--batch=8", "--steps=2", "--repeats=2"],
     "benchmarks.planning": ["--quick"],
 }
 
 
-WITH_WORKDIR = ("main.py", "benchmarks.digits_bits", "benchmarks.digits_sde", "benchmarks.heads_exact")
+WITH_WORKDIR = (
+    "main.py",
+    "benchmarks.digits_bits",
+    "benchmarks.digits_sde",
+    "benchmarks.digits_heads",
+    "benchmarks.heads_exact",
+)
 FEW_DRAWS = ["--config.moments.draws=12", "--config.moments.times=12"]
 # A head is trained on the shipped network; a network of its own can be a small one.
 NARROW = ["--config.network.model_channels=8"]
