@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from adpm.run.assembly import Session
 from adpm.run.cli import load_config
 from adpm.run.core import CORE
 from adpm.run.modes.train import make_trainer
-from benchmarks.protocol import describe
+from benchmarks.protocol import describe, interleaved
 from covariance.tables import COVARIANCE_TABLES
 
 GOAL = 1.15
@@ -65,19 +64,17 @@ def main() -> None:
         session = Session(config, Path(folder), CORE.merged(COVARIANCE_TABLES))
         trainer = make_trainer(session)
         bare = bare_step(session, options.batch)
-        ratios, seconds = [], []
-        for repeat in range(options.repeats + 2):
-            pair = []
-            for work in (bare, trainer.step) if repeat % 2 else (trainer.step, bare):
-                started = time.perf_counter()
+
+        def steps(work: Callable[[], object]) -> Callable[[], None]:
+            def run() -> None:
                 for _ in range(options.steps):
                     work()
-                pair.append(time.perf_counter() - started)
-            b, whole = pair if repeat % 2 else pair[::-1]
-            if repeat >= 2:  # warm-up
-                ratios.append(whole / b)
-                seconds.append(b / options.steps)
-    print(f"trunk forward, head forward and backward: {1e3 * statistics.median(seconds):.1f} ms (median)")
+
+            return run
+
+        ratios, seconds = interleaved(steps(bare), steps(trainer.step), options.repeats)
+    median = 1e3 * statistics.median(seconds) / options.steps
+    print(f"trunk forward, head forward and backward: {median:.1f} ms (median)")
     print(
         f"whole step / that: {statistics.median(ratios):.4f} median, {min(ratios):.4f} to {max(ratios):.4f} "
         f"(goal: at most {GOAL})"

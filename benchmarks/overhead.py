@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from adpm.sampler import keyed, sample
 from adpm.solver import ReverseGaussian
 from adpm.trajectory import Request, trajectory
 from adpm.variance import Analytic
-from benchmarks.protocol import describe
+from benchmarks.protocol import describe, interleaved
 
 
 @torch.inference_mode()
@@ -52,18 +51,8 @@ def main() -> None:
             for _ in sample(denoise, solver, process, times, noise):
                 pass
 
-        ratios, seconds = [], []
-        for repeat in range(options.repeats + 2):
-            pair = []
-            for work in (bare, loop) if repeat % 2 else (loop, bare):
-                started = time.perf_counter()
-                work()
-                pair.append(time.perf_counter() - started)
-            b, whole = pair if repeat % 2 else pair[::-1]
-            if repeat >= 2:  # warm-up
-                ratios.append(whole / b)
-                seconds.append(b / options.steps)
-        print(f"one bare call: {1e3 * statistics.median(seconds):.1f} ms (median)")
+        ratios, seconds = interleaved(bare, loop, options.repeats)
+        print(f"one bare call: {1e3 * statistics.median(seconds) / options.steps:.1f} ms (median)")
         print(f"loop / bare:   {statistics.median(ratios):.4f} median, {min(ratios):.4f} to {max(ratios):.4f}")
 
 
