@@ -6,4 +6,4 @@ from adpm.run.tables import Tables
 from covariance.objective import OBJECTIVES
 from covariance.rules import RULES
 
-COVARIANCE_TABLES = Tables(objectives=OBJECTIVES, rules=RULES)
+COVARIANCE_TABLES = Tables(origin=("covariance.tables:COVARIANCE_TABLES",), objectives=OBJECTIVES, rules=RULES)

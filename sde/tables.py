@@ -33,6 +33,7 @@ def _corrector(build: Callable[..., Langevin]) -> Callable[[Solver, Process, flo
 
 
 SDE_TABLES = Tables(
+    origin=("sde.tables:SDE_TABLES",),
     processes=PROCESSES,
     labels={name: _label(label) for name, label in LABELS.items()},
     solvers={name: _solver(build) for name, build in SOLVERS.items()},

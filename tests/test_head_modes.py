@@ -216,7 +216,7 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
         {"rule__name": "npr", "trajectory__cost": "bound"},
         "config.trajectory.cost = 'bound' needs one variance per step, and config.rule.name = 'npr' depends",
     ),
-    "no bound": ({**MEASURED, "sampling__eta": 0.0}, "no finite bound to measure at config.sampling.eta = 0"),
+    "no bound": ({**MEASURED, "sampling__eta": 0.0}, "no finite bound to plan on at config.sampling.eta = 0"),
     "eps kept": ({**MEASURED, "denoiser__clip": True, "denoiser__eps_after_clip": "keep"}, "eps re-derived from"),
     "learned eta": (
         {

@@ -106,7 +106,7 @@ def test_samples_do_not_depend_on_the_batch_size(tmp_path):
 def test_interrupted_sampling_continues(tmp_path, monkeypatch, capsys):
     options = ("--config.trajectory.steps=5", "--config.sampling.samples=12", "--config.sampling.batch_size=4")
     go(tmp_path / "whole", "sample", *options)
-    module = sys.modules["adpm.run.modes.sample"]  # the package's name `sample` is the mode itself
+    module = sys.modules["adpm.run.samples"]
     draw, calls = module.draw, []
 
     def dies_in_the_second_batch(session, solver, times, items):

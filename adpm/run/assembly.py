@@ -6,8 +6,9 @@ when it asks.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from adpm.run.tables import Model, Tables, build
 from adpm.run.training import TrainOptions
 from adpm.solver import Solver, SolverKind
 
+# Sections that choose what is done with a model; the model itself does not depend on them.
+METHOD = {"seed", "moments", "rule", "trajectory", "sampling", "likelihood"}
 # What a network trained on an SDE does not depend on.
 REFERENCE_TIMES = {"process.steps", "process.t_min", "process.grid"}
 
@@ -47,16 +50,37 @@ class Session:
         # whether rule, path or decoder asked for moments; set to False where the work on a figure begins, so that
         # its protocol names them only if it depends on them
         self.used_moments = False
-        self._check()
+        check_fields(config, tables)
+        _ = self.process, self.data
+        if tables.denoisers[config.denoiser.name].trainable:
+            self._check_network()
+        self._check_method()
         check_writable(workdir)
 
-    def _check(self) -> None:
-        """Refuse unknown names, ranges and combinations that cannot work, before anything is written."""
+    def again(self, fields: Mapping[str, Any]) -> Session:
+        """A session of the same model, loaded once, with other fields of `METHOD`.
+
+        Args:
+            fields: "section.field" -> value.
+
+        Raises:
+            UserError: as a new session would.
+        """
+        if other := [name for name in fields if name.split(".")[0] not in METHOD]:
+            raise ValueError(f"{other} belong to the model; make a new session")
+        session = copy.copy(self)
+        session.config = copy.deepcopy(self.config)
+        session.config.update_from_flattened_dict(dict(fields))
+        if session.config.rule.name != self.config.rule.name:
+            session.__dict__.pop("model", None)  # it has a head if the rule reads one
+        session.used_moments = False
+        check_fields(session.config, self.tables)
+        session._check_method()
+        return session
+
+    def _check_method(self) -> None:
+        """Refuse a rule or solver that cannot work with this model, before anything is written."""
         config = self.config
-        check_fields(config, self.tables)
-        _ = self.process, self.data
-        if self.tables.denoisers[config.denoiser.name].trainable:
-            self._check_network()
         if config.rule.cap_levels and not self.data.levels:
             raise UserError(f"config.rule.cap_levels = {config.rule.cap_levels} needs data with levels; set it to 0.")
         _ = self.train_options

@@ -17,6 +17,7 @@ from adpm.trajectory import TRAJECTORIES
 from adpm.variance import RULES
 
 CORE = Tables(
+    origin=("adpm.run.core:CORE",),
     data_sets=DATA_SETS,
     processes=PROCESSES,
     networks=NETWORKS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from adpm.process import Array
 from adpm.run.assembly import Session
 from adpm.run.prepare import cost_table_for, data_row_for, moments_for, moments_key, variance_for
 from adpm.run.report import say
-from adpm.run.tables import Model
+from adpm.run.tables import CostKind, Model
 from adpm.shortest_path import IntArray
 from adpm.trajectory import Request
 
@@ -43,31 +44,62 @@ def path_for(session: Session) -> ChosenPath:
     Raises:
         UserError: if the path cannot be had, before anything is estimated where that can be known.
     """
+    section = session.config.trajectory
+    planners: list[Planner] = []
+
+    def solved() -> Planner:
+        kind = session.tables.costs[section.cost]
+        kind.check(session)
+        planners.append(planner(kind.build(session), section.steps, section.method))
+        return planners[0]
+
+    indices = _indices(session, solved, lambda: _ms_eps(session))
+    if planners:
+        say(_told(planners[0].plan(section.steps, section.budget)))
+    return ChosenPath(indices, session.process.times[indices])
+
+
+def check_path(session: Session) -> None:
+    """Refuse a path that cannot be had, as far as that is known without measuring anything.
+
+    Raises:
+        UserError: as `path_for` does.
+    """
+
+    def planned() -> Planner:
+        session.tables.costs[session.config.trajectory.cost].check(session)
+        raise _Unmeasured
+
+    def unknown() -> NDArray[np.floating[Any]]:
+        raise _Unmeasured
+
+    with suppress(_Unmeasured):
+        _indices(session, planned, unknown)
+
+
+class _Unmeasured(Exception):
+    """A path depends on what nobody has measured yet."""
+
+
+def _indices(
+    session: Session, solved: Callable[[], Planner], ms_eps: Callable[[], NDArray[np.floating[Any]]]
+) -> IntArray:
     section, process = session.config.trajectory, session.process
     if section.steps > process.steps:
         raise UserError(
             f"config.trajectory.steps = {section.steps} is longer than the process "
             f"(config.process.steps = {process.steps}); use at most that many."
         )
-    planners: list[Planner] = []
-
-    def solved() -> Planner:
-        planners.append(planner(COSTS[section.cost](session), section.steps, section.method))
-        return planners[0]
-
     ends = (section.log_snr_min, section.log_snr_max)
     request = Request(
         process,
         section.steps,
         log_snr_range=ends if any(ends) else None,
-        ms_eps=lambda: _ms_eps(session),
+        ms_eps=ms_eps,
         planner=solved,
         budget=section.budget,
     )
-    indices = session.tables.trajectories[section.name](request)
-    if planners:
-        say(_told(planners[0].plan(section.steps, section.budget)))
-    return ChosenPath(indices, process.times[indices])
+    return session.tables.trajectories[section.name](request)
 
 
 def _told(plan: Plan) -> str:
@@ -86,18 +118,18 @@ def _kl(session: Session) -> Costs:
 
 
 def _bound(session: Session) -> Costs:
-    """Of the config's own rule, from the measured residual.
+    """Of the config's own rule, from the measured residual."""
+    return _rule_costs(session, _residual(session), _data_row(session))
 
-    Raises:
-        UserError: for a rule that reads the state, of which the residual says too little.
-    """
+
+def _check_bound(session: Session) -> None:
+    """Refuse a rule that reads the state, of which the residual says too little, and what has no finite bound."""
     if session.state_dependent:
         raise UserError(
             f"config.trajectory.cost = 'bound' needs one variance per step, and config.rule.name = "
             f"'{session.config.rule.name}' depends on the state; use 'measured', or 'kl' (of the best scalar)."
         )
     _check_priceable(session)
-    return _rule_costs(session, _residual(session), _data_row(session))
 
 
 def _check_priceable(session: Session) -> None:
@@ -108,6 +140,10 @@ def _check_priceable(session: Session) -> None:
     """
     config = session.config
     cost = f"config.trajectory.cost = '{config.trajectory.cost}'"
+    if config.sampling.eta == 0.0:
+        raise UserError(
+            f"{cost} has no finite bound to plan on at config.sampling.eta = 0; use a value in (0, 1], or cost = 'kl'."
+        )
     if config.rule.cap_levels and (config.trajectory.data_term or config.rule.cap_steps > 1):
         raise UserError(
             f"{cost} prices steps one by one, but config.rule.cap_levels = {config.rule.cap_levels:g} caps the last "
@@ -122,21 +158,15 @@ def _check_priceable(session: Session) -> None:
 
 
 def _measured(session: Session) -> Costs:
-    """Of the config's own rule, every reference time measured on training images, data term included if asked for.
-
-    Raises:
-        UserError: at eta = 0, where there is no finite bound, and where the table would be of another bound.
-    """
-    if session.config.sampling.eta == 0.0:
-        raise UserError(
-            "config.trajectory.cost = 'measured' has no finite bound to measure at config.sampling.eta = 0; use a "
-            "value in (0, 1], or cost = 'kl'."
-        )
-    _check_priceable(session)
+    """Of the config's own rule, every reference time measured on training images, data term included if asked for."""
     return measured_costs(cost_table_for(session))
 
 
-COSTS: dict[str, Callable[[Session], Costs]] = {"kl": _kl, "bound": _bound, "measured": _measured}
+COSTS: dict[str, CostKind] = {
+    "kl": CostKind(lambda session: None, _kl),
+    "bound": CostKind(_check_bound, _bound),
+    "measured": CostKind(_check_priceable, _measured),
+}
 
 
 def _rule_costs(session: Session, variance: Array, data_row: Array | None) -> Costs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -83,14 +84,33 @@ class BitsPerDim:
         return f"{self.mean:.4f}" + (f" +- {self.error:.4f}" if self.error is not None else "")
 
 
+@dataclass(frozen=True)
+class CostKind:
+    """A way to price the steps of a path.
+
+    Attributes:
+        check: refuses a session whose steps cannot be priced so; it does no work.
+        build: the costs, measured when they have to be.
+    """
+
+    check: Callable[[Session], None]
+    build: Callable[[Session], Costs]
+
+
 Likelihood = Callable[["Session"], Callable[[], BitsPerDim]]
 """A way to measure bits/dim: it checks the session's fields, and what it returns does the work."""
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The families by name. `main.py` merges the tables of the three packages."""
+    """The families by name. `main.py` merges the tables of the three packages.
 
+    Attributes:
+        origin: "module:name" of the tables that these were merged from. Members are functions without a name of their
+            own, so another process gets tables by importing them.
+    """
+
+    origin: tuple[str, ...] = ()
     data_sets: Mapping[str, Callable[..., DataSet]] = field(default_factory=dict)
     processes: Mapping[str, Callable[..., Process]] = field(default_factory=dict)
     networks: Mapping[str, Callable[..., Headed]] = field(default_factory=dict)
@@ -101,7 +121,7 @@ class Tables:
     solvers: Mapping[str, SolverKind] = field(default_factory=dict)
     correctors: Mapping[str, Callable[[Solver, Process, float, int, bool], Solver]] = field(default_factory=dict)
     trajectories: Mapping[str, Builder] = field(default_factory=dict)
-    costs: Mapping[str, Callable[[Session], Costs]] = field(default_factory=dict)
+    costs: Mapping[str, CostKind] = field(default_factory=dict)
     likelihoods: Mapping[str, Likelihood] = field(default_factory=dict)
     decoders: Mapping[str, Callable[[DecoderNeeds], Decoder]] = field(default_factory=dict)
 
@@ -112,12 +132,24 @@ class Tables:
             ValueError: if both have a member of the same name.
         """
         merged: dict[str, dict[str, Any]] = {}
-        for item in dataclasses.fields(self):
+        for item in dataclasses.fields(self)[1:]:  # all but the origin
             mine, theirs = getattr(self, item.name), getattr(other, item.name)
             if twice := mine.keys() & theirs.keys():
                 raise ValueError(f"{item.name}: {sorted(twice)} registered twice")
             merged[item.name] = {**mine, **theirs}
-        return Tables(**merged)
+        return Tables(origin=self.origin + other.origin, **merged)
+
+    def __reduce__(self) -> tuple[Callable[..., Tables], tuple[str, ...]]:
+        return _imported, self.origin
+
+
+def _imported(*origin: str) -> Tables:
+    """The tables that lie at these places, merged."""
+    tables = Tables()
+    for place in origin:
+        module, _, name = place.partition(":")
+        tables = tables.merged(getattr(importlib.import_module(module), name))
+    return tables
 
 
 NOT_FOR_BUILDERS = {"pretrained", "head_pretrained"}

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import torch
 
-from adpm.errors import UserError
-from adpm.likelihood import bits_per_dim, keyed_noise, path_terms, prior_nats
-from adpm.process import Array
 from adpm.run.assembly import Session
+from adpm.run.bound import Evaluated, bound_for, check_bound
 from adpm.run.checks import likelihood_methods
-from adpm.run.files import digest, write_json
-from adpm.run.paths import kernel_name, kernel_protocol, path_for
-from adpm.run.prepare import variance_for
+from adpm.run.files import write_json
 from adpm.run.report import Report, say
-from adpm.run.shards import Arrays, sharded
 from adpm.run.tables import BitsPerDim
 
 
@@ -33,76 +26,12 @@ def likelihood(session: Session) -> None:
 
 def bound(session: Session) -> Callable[[], BitsPerDim]:
     """The variational bound along the config's path."""
-    if session.config.sampling.eta == 0.0:
-        raise UserError("the bound is infinite at config.sampling.eta = 0 (DDIM); use a value in (0, 1].")
-    return lambda: _evaluate(session)
+    check_bound(session)
+    return lambda: _report(session, bound_for(session))
 
 
-def _evaluate(session: Session) -> BitsPerDim:
-    section = session.config.likelihood
-    _ = session.model
-    session.used_moments = False
-    stored = session.data.split(section.split)
-    images = min(section.images or len(stored), len(stored))
-    path = path_for(session)
-    if path.indices[-1] != session.process.steps:
-        raise UserError(
-            f"config.trajectory.name = '{session.config.trajectory.name}' starts at t = {path.times[-1]:g}; a bound "
-            f"needs a path from t = {session.process.times[-1]:g}, such as 'even' or 'least_cost'."
-        )
-    evaluate = Evaluation(session, path.times)
-    protocol = {**kernel_protocol(session, path), "split": section.split, "decoder": section.decoder}
-    name = f"{kernel_name(session)}-{section.decoder}-{section.split}-{digest(protocol)}"
-    folder = session.workdir / "likelihood" / name
-    parts = list(sharded(folder / "batches", images, section.batch_size, evaluate, "likelihood"))
-    write_json(folder / "protocol.json", {**protocol, "images": images})
-    terms = np.concatenate([part["terms"] for part in parts], axis=1)
-    sizes = [part["terms"].shape[1] for part in parts]
-    clipped = np.average([part["clipped"].astype(np.float64) for part in parts], axis=0, weights=sizes)
-    return _report(session, folder, path.times, terms, clipped)
-
-
-class Evaluation:
-    """Image numbers -> terms in nats [K+1, B]: row 0 is the data term, row K the prior."""
-
-    def __init__(self, session: Session, times: Array) -> None:
-        variance = variance_for(session)
-        self.session, self.times = session, times
-        self.rule, self.decoder = session.rule(variance, times), session.decoder(variance)
-
-    @torch.inference_mode()
-    def __call__(self, items: range) -> Arrays:
-        session = self.session
-        numbers = torch.arange(items.start, items.stop)
-        x0 = session.images(session.config.likelihood.split, numbers).double()
-        noise = keyed_noise(session.config.seed, session.process, numbers.to(x0.device), session.data.shape, x0.dtype)
-        bounds = list(
-            path_terms(
-                session.model.denoise,
-                session.process,
-                self.rule,
-                self.decoder,
-                session.levels,
-                self.times,
-                x0,
-                noise,
-                session.config.sampling.eta,
-            )
-        )
-        for term in bounds:
-            if not torch.isfinite(term.nats).all():
-                raise UserError(
-                    f"the bound is not finite in the step {term.t:g} -> {term.s:g}: a variance there is zero or "
-                    "negative (config.rule, config.sampling.eta), or the network returned NaN (its weights)."
-                )
-        rows = [b.nats for b in reversed(bounds)] + [prior_nats(session.process, x0)]
-        clipped = [float(b.clipped) for b in reversed(bounds)]
-        return {"terms": torch.stack(rows).cpu().numpy(), "clipped": np.array(clipped)}
-
-
-def _report(session: Session, folder: Path, times: Array, terms: Array, clipped: Array) -> BitsPerDim:
-    dim = int(np.prod(session.data.shape))
-    bits = np.asarray(bits_per_dim(terms, dim))
+def _report(session: Session, found: Evaluated) -> BitsPerDim:
+    bits, times, clipped, folder = found.bits, found.times, found.clipped, found.folder
     total = BitsPerDim.of(bits.sum(0))
     images = bits.shape[1]
     result = {
