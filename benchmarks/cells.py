@@ -6,21 +6,20 @@ images are limited to the data range, not rounded to its levels. Finished sample
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adpm.run.assembly import Session
 from adpm.run.cli import load_config
 from adpm.run.core import CORE
-from adpm.run.metrics import digit_features, floor, frechet_distance
-from adpm.run.modes.sample import samples_for
+from adpm.run.metrics import FEATURES, FrechetDistance
 from adpm.run.prepare import moments_for, moments_path
+from adpm.run.samples import samples_for
 from covariance.tables import COVARIANCE_TABLES
 from sde.tables import SDE_TABLES
 
@@ -73,33 +72,29 @@ class Trunk:
 
 def distances(trunk: Trunk, methods: list[Method]) -> list[str]:
     """Rows of a table of Frechet distances in Markdown: mean ± standard deviation over seeds; first the real floor."""
-    moments, features = trunk.moments(), digit_features()
-    data = trunk.session(0, moments, "", {}).data
+    moments = trunk.moments()
+    first = trunk.session(0, moments, "", {})
+    data = first.data
     real = torch.cat([data.split(name) for name in ("train", "test")])
     real = 2.0 * data.to_unit(data.scaled(real)) - 1.0
-    perfect = [floor(features, real, trunk.samples, seed) for seed in range(trunk.seeds)]
+    distance = FrechetDistance(FEATURES["digits"](data.shape), real, device=first.device)
+    perfect = [distance.floor(trunk.samples, seed) for seed in range(trunk.seeds)]
     rows = [f"| real digits | | {shown(perfect)} |" + " |" * (len(trunk.budgets) - 1)]
     for method in methods:
         cells = []
         for steps in trunk.budgets:
             fields = {**method.fields, "trajectory.name": PATHS[method.steps], "trajectory.steps": steps}
             sessions = (trunk.session(seed, moments, method.variant, fields) for seed in range(trunk.seeds))
-            cells.append(shown([_distance(session, features, real) for session in sessions]))
+            cells.append(shown([distance(_samples(session)) for session in sessions]))
         rows.append(f"| {method.name} | {method.steps} | {' | '.join(cells)} |")
     return rows
 
 
-def _distance(session: Session, features: nn.Module, real: Tensor) -> float:
-    images = torch.as_tensor(samples_for(session).images)
-    return frechet_distance(features, real, 2.0 * session.data.to_unit(images) - 1.0)
+def _samples(session: Session) -> Tensor:
+    """The session's samples in [-1, 1]."""
+    return 2.0 * session.data.to_unit(torch.as_tensor(samples_for(session).images)) - 1.0
 
 
 def shown(values: list[float]) -> str:
     spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
     return f"{np.mean(values):.2f}{spread}"
-
-
-def keep_memory() -> None:
-    """For processes started from here: without this, glibc gives every layer's memory back to the system."""
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4000000000")
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "8000000000")

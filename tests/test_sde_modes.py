@@ -15,7 +15,7 @@ import torch
 
 from adpm.errors import UserError
 from adpm.run.assembly import Session
-from adpm.run.cifar10 import ARCHIVE, TEST, TRAIN
+from adpm.run.cifar10 import ARCHIVE, TRAIN
 from adpm.run.cli import load_config, run
 from adpm.run.core import CORE
 from adpm.run.data import toy
@@ -23,6 +23,7 @@ from adpm.run.modes import MODES
 from sde.process import PROCESSES
 from sde.solver import PRESETS, SOLVERS
 from sde.tables import SDE_TABLES
+from tests.cifar_archive import archive
 from tests.goldens import DATA, golden_json
 
 ROOT = Path(__file__).parent.parent
@@ -251,23 +252,6 @@ def test_reference_times_of_an_sde_are_free(tmp_path, capsys):
     capsys.readouterr()
     assert go(tmp_path, "digits_sde.py:ve", "sample", *small, *few, "--config.process.sigma_max=20.0") == 2
     assert "process.sigma_max: 10.0 there, 20.0 now" in capsys.readouterr().err
-
-
-def archive(folder: Path, images: int = 4) -> None:
-    """A small archive in the published format: five training batches and a test batch of `images` each."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    with tarfile.open(folder / ARCHIVE, "w:gz") as file:
-        for i, name in enumerate((*TRAIN, *TEST)):
-            batch = {
-                b"data": rng.integers(0, 256, (images, 3072), dtype=np.uint8),
-                b"labels": [i] * images,
-                b"batch_label": name.encode(),
-            }
-            stored = pickle.dumps(batch, protocol=4)
-            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
-            member.size = len(stored)
-            file.addfile(member, io.BytesIO(stored))
 
 
 def cifar_overrides(folder: Path, variant: str) -> list[str]:

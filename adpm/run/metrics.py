@@ -1,45 +1,168 @@
 """Frechet distances between sets of images, in the feature space of a network (Heusel et al. 2017).
 
 FD = ||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of the features' means and covariances, by torchmetrics. A
-finite set of perfect samples does not score 0 but about `floor`.
+finite set of perfect samples does not score 0 but about `FrechetDistance.floor`. Distances in different features, or to
+different references, are different figures.
+
+A member of FEATURES makes a network from the shape (C, H, W) of the images: images [B, C, H, W] in [-1, 1] -> features
+[B, num_features], in eval mode and without gradients. It may refuse the shape with a UserError.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
+from adpm.errors import UserError
 from adpm.nn.checkpoint import load_weights, read_weights
 from adpm.nn.classifier import DigitFeatures
 
 CLASSIFIER = Path("pretrained/digits_classifier.safetensors")
+DIGITS = (1, 8, 8)
+
+Shape = tuple[int, ...]
 
 
-def digit_features(weights: Path = CLASSIFIER) -> nn.Module:
-    """The shipped digits classifier's last hidden layer: images [B, 1, 8, 8] in [-1, 1] -> [B, 64]."""
+def digit_features(shape: Shape) -> nn.Module:
+    """The shipped digits classifier's last hidden layer, 64 features."""
+    if shape != DIGITS:
+        raise UserError(
+            f"config.distance.features = 'digits' is a classifier of images of shape {DIGITS}, and the data are "
+            f"{shape}; use inception or pixels."
+        )
     network = DigitFeatures()
-    load_weights(network, read_weights(weights), str(weights))
+    load_weights(network, read_weights(CLASSIFIER), str(CLASSIFIER))
     return network.eval().requires_grad_(False)
 
 
-def frechet_distance(features: nn.Module, real: Tensor, generated: Tensor, batch_size: int = 512) -> float:
-    """FD between two sets of images [n, C, H, W], each of at least two.
+class Inception(nn.Module):
+    """pytorch-fid's InceptionV3 on images in [-1, 1]: the 2048 features of its last pooling.
 
     Args:
-        features: images -> [B, num_features]; has the attribute `num_features`.
+        network: images [B, 3, H, W] in [0, 1] of any size -> a list of one tensor [B, 2048, 1, 1].
     """
-    metric = FrechetInceptionDistance(feature=features)  # its sums are float64
-    with torch.inference_mode():
-        for images, is_real in ((real, True), (generated, False)):
-            for part in images.split(batch_size):
-                metric.update(part, real=is_real)
-        return float(metric.compute())
+
+    num_features = 2048
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = (x + 1.0) / 2.0
+        (features,) = self.network(images.expand(-1, 3, -1, -1))  # one channel is repeated, three stay as they are
+        return features.flatten(1)
 
 
-def floor(features: nn.Module, real: Tensor, size: int, seed: int) -> float:
-    """FD between `size` real images drawn with replacement and all of them: what perfect samples would score."""
-    index = torch.randint(len(real), (size,), generator=torch.Generator().manual_seed(seed))
-    return frechet_distance(features, real, real[index])
+def inception_features(shape: Shape) -> nn.Module:
+    """pytorch-fid's Inception network, whose weights it fetches once; gray images get three equal channels."""
+    told = "config.distance.features = 'inception'"
+    if shape[0] not in (1, 3):
+        raise UserError(f"{told} needs images of 1 or 3 channels, and the data are {shape}; use pixels.")
+    try:
+        from pytorch_fid.inception import InceptionV3
+    except Exception as error:  # a torchvision for another torch fails in its own ways
+        raise UserError(
+            f"{told} needs pytorch-fid, which cannot be imported ({error}): pip install 'adpm[fid]' (it brings "
+            "torchvision, which must match your torch); or use 'pixels'."
+        ) from error
+    try:
+        network = InceptionV3(
+            output_blocks=[InceptionV3.BLOCK_INDEX_BY_DIM[Inception.num_features]],
+            resize_input=True,
+            normalize_input=True,
+            requires_grad=False,
+            use_fid_inception=True,
+        )
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{told}: its weights could not be fetched ({error}); try again online, or use 'pixels'."
+        ) from error
+    return Inception(network).eval()
+
+
+class Pixels(nn.Module):
+    """The images themselves."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+def pixel_features(shape: Shape) -> nn.Module:
+    """C H W features, for any data and without a network."""
+    return Pixels(torch.Size(shape).numel())
+
+
+def _metric(features: nn.Module) -> Any:
+    """torchmetrics' distance: its sums are float64, and those of the reference survive a reset.
+
+    Imported when it is needed, because it brings in whatever torchvision there is.
+    """
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+    except Exception as error:
+        raise UserError(
+            f"Frechet distances need torchmetrics, which cannot be imported ({error}); if that is about torchvision, "
+            "install the one that matches your torch, or none."
+        ) from error
+    return FrechetInceptionDistance(feature=features, reset_real_features=False)
+
+
+class FrechetDistance:
+    """Distances of any number of image sets to one reference, whose statistics are taken once.
+
+    Args:
+        features: a network as FEATURES makes them; moved to `device`.
+        real: the reference, images [n, C, H, W] in [-1, 1] or batches of such; kept for `floor`.
+        batch_size: images per call of the network.
+        device: where the features and the distance are computed; the images may lie elsewhere.
+
+    Raises:
+        UserError: for fewer than two images.
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        real: Tensor | Iterable[Tensor],
+        batch_size: int = 512,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.real = real if isinstance(real, Tensor) else torch.cat(list(real))
+        self._batch_size, self._device = batch_size, device
+        self._metric = _metric(features).to(device)
+        self._add(self.real, real=True)
+
+    @torch.inference_mode()
+    def __call__(self, generated: Tensor) -> float:
+        """FD between images [n, C, H, W] in [-1, 1] and the reference."""
+        self._metric.reset()
+        self._add(generated, real=False)
+        return float(self._metric.compute())
+
+    def floor(self, size: int, seed: int) -> float:
+        """FD between `size` real images drawn with replacement and all of them: what perfect samples would score."""
+        index = torch.randint(len(self.real), (size,), generator=torch.Generator().manual_seed(seed))
+        return self(self.real[index.to(self.real.device)])
+
+    @torch.inference_mode()
+    def _add(self, images: Tensor, real: bool) -> None:
+        if len(images) < 2:
+            raise UserError(f"a Frechet distance needs at least two images on either side, not {len(images)}.")
+        for part in images.split(self._batch_size):
+            self._metric.update(part.to(self._device), real=real)
+
+
+FEATURES: dict[str, Callable[[Shape], nn.Module]] = {
+    "digits": digit_features,
+    "inception": inception_features,
+    "pixels": pixel_features,
+}
