@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from adpm.run.modes.likelihood import bound
-from benchmarks.cells import BUDGETS, Method, Trunk, distances, keep_memory
+from adpm.run.pool import keep_memory
+from benchmarks.cells import BUDGETS, Method, Trunk, distances
 from benchmarks.protocol import describe
 
 HEADS = ("sn", "npr", "relative")

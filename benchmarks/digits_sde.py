@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from adpm.run.modes.likelihood import bound
-from benchmarks.cells import BUDGETS, Method, Trunk, distances, keep_memory
+from adpm.run.pool import keep_memory
+from benchmarks.cells import BUDGETS, Method, Trunk, distances
 from benchmarks.protocol import describe
 from sde.mode import flow
 from sde.process import SDE

@@ -13,10 +13,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from adpm.errors import UserError, lookup, nearest
-from adpm.run.assembly import Session
 from adpm.run.tables import Tables
 
-Mode = Callable[[Session], None]
+Mode = Callable[[ConfigDict, Path, Tables], None]
 
 USAGE = """usage: python main.py --config=FILE.py[:VARIANT] --mode=MODE [--workdir=DIR] [--config.SECTION.FIELD=VALUE]
 
@@ -33,8 +32,7 @@ def run(argv: Sequence[str], tables: Tables, modes: Mapping[str, Mode]) -> int:
         return 0
     try:
         config, name, mode, workdir = parse(argv, modes)
-        session = Session(config, workdir or Path("runs") / name, tables)
-        lookup(modes, mode, "--mode")(session)
+        lookup(modes, mode, "--mode")(config, workdir or Path("runs") / name, tables)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

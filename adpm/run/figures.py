@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -11,9 +12,15 @@ from adpm.moments import ESTIMATORS, MomentTable
 from adpm.process import Array, Process
 from adpm.run.files import write_whole
 
+_METADATA: dict[str, dict[str, None]] = {"svg": {"Date": None}}
+"""Of formats that would name the day."""
 
-def save_figure(path: Path, figure: Figure) -> None:
-    write_whole(path, lambda p: figure.savefig(p, format="png", dpi=120))
+
+def save_figure(path: Path, figure: Figure, dpi: int = 120) -> None:
+    """Write a figure in the format that the path's suffix says (none: PNG); the same figure makes the same file."""
+    kind = path.suffix.removeprefix(".") or "png"
+    with matplotlib.rc_context({"svg.hashsalt": "adpm"}):  # names of an SVG's parts, random without
+        write_whole(path, lambda p: figure.savefig(p, format=kind, dpi=dpi, metadata=_METADATA.get(kind)))
 
 
 def moment_figure(table: MomentTable, process: Process) -> Figure:

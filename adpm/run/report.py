@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import summary_v2 as hparams
+from tensorboard.plugins.text import summary_v2 as texts
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -66,6 +69,10 @@ class Report:
                 old.unlink()
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
+    def _add(self, summary: Summary) -> None:
+        """What the writer itself has no function for, or one that adds runs or tags of its own."""
+        self._writer._get_file_writer().add_summary(summary)
+
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
@@ -75,10 +82,25 @@ class Report:
         self._writer.add_image(tag, enlarged, step)
 
     def text(self, tag: str, text: str) -> None:
-        self._writer.add_text(tag, text)
+        self._add(texts.text_pb(tag, text))
 
     def figure(self, tag: str, figure: Figure, step: int = 0) -> None:
         self._writer.add_figure(tag, figure, step)
+
+    def layout(self, categories: Mapping[str, Mapping[str, str]]) -> None:
+        """The Custom Scalars tab: category -> chart -> regular expression of the tags that it shows, of all runs."""
+        charts = {name: {title: ["Multiline", [tags]] for title, tags in of.items()} for name, of in categories.items()}
+        self._writer.add_custom_scalars(charts)
+
+    def experiment(self, choices: Mapping[str, Sequence[str]], metrics: Mapping[str, str]) -> None:
+        """The HParams tab: columns with their values, and scalar tags with their titles. One run of a board has it."""
+        columns = [hparams.HParam(name, hparams.Discrete(values)) for name, values in choices.items()]
+        shown = [hparams.Metric(tag, display_name=title) for tag, title in metrics.items()]
+        self._add(hparams.hparams_config_pb(columns, shown))
+
+    def trial(self, name: str, chosen: Mapping[str, str]) -> None:
+        """This run as a row of the HParams tab."""
+        self._add(hparams.hparams_pb(dict(chosen), trial_id=name))
 
     def close(self) -> None:
         self._writer.close()

@@ -1,0 +1,189 @@
+"""The cells of a comparison: measured once, kept on disk under what they depend on, and read from there ever after.
+
+A cell is the samples of one method, number of steps and seed, with their distance; or the variational bound of one
+method and number of steps. What a record needs besides (moments, cost tables, batches of samples and of the bound) lies
+in the formulation's folder under names of its own, so that a killed comparison loses seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adpm.errors import UserError
+from adpm.nn.checkpoint import state_hash
+from adpm.run.assembly import Session
+from adpm.run.bound import NoBoundError, bound_for
+from adpm.run.compare.grid import Grid
+from adpm.run.compare.method import Method
+from adpm.run.files import digest
+from adpm.run.metrics import FrechetDistance
+from adpm.run.paths import ChosenPath, path_for
+from adpm.run.prepare import moments_for, moments_key, moments_path
+from adpm.run.samples import samples_for
+from adpm.run.shards import Arrays, read_arrays, save_arrays
+from adpm.run.tables import BitsPerDim
+
+IMAGES = 24
+"""Samples that a record shows."""
+
+LAYOUT = 2
+"""Of the arrays in a record; records of another layout are made again from the batches on disk."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where a cell's figures lie, and what they are of.
+
+    Attributes:
+        method, steps: the cell.
+        seed: of the samples; None for the bound.
+        file: named by everything that the figures depend on.
+    """
+
+    method: Method
+    steps: int
+    seed: int | None
+    file: Path
+
+
+class Cells:
+    """The records of a grid."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def of(self, method: Method) -> Iterator[Record]:
+        """All records of a method, made or not: samples first, then the bound of every number of steps."""
+        methods, _ = self.grid.plan
+        for steps in methods[method]:
+            for seed in self.grid.seeds:
+                yield self._record(method, steps, seed)
+            if self.grid.has_bound(method):
+                yield self._record(method, steps, None)
+
+    def missing(self, method: Method) -> list[Record]:
+        return [record for record in self.of(method) if read_arrays(record.file) is None]
+
+    def _record(self, method: Method, steps: int, seed: int | None) -> Record:
+        own = self._of_bound() if seed is None else self._of_samples(seed)
+        kind = "bound" if seed is None else f"seed{seed}"
+        file = f"K{steps}-{kind}-{digest([self._of_method(method), steps, own])}.npz"
+        return Record(method, steps, seed, self.grid.workdir / "cells" / method.name / file)
+
+    @cache  # noqa: B019  (a grid lives as long as the command)
+    def _of_method(self, method: Method) -> dict[str, Any]:
+        session = self.grid.session(method, self.grid.steps[0])
+        config, kind = session.config, session.solver_kind
+        trajectory = config.trajectory.to_dict()
+        del trajectory["steps"]
+        return {
+            "layout": LAYOUT,
+            "identity": session.model_identity,
+            "head": session.sampler_model.head,
+            "moments": moments_key(self.grid.root(method.formulation, None)),
+            "first_seed": self.grid.seeds[0],
+            "rule": config.rule.to_dict() if kind.uses_rule else None,
+            "eta": config.sampling.eta if kind.uses_eta else None,
+            "trajectory": trajectory,
+            "decoder": config.likelihood.decoder,  # a planned path may price it
+        }
+
+    def _of_bound(self) -> dict[str, Any]:
+        return self.grid.config.likelihood.to_dict()
+
+    def _of_samples(self, seed: int) -> dict[str, Any]:
+        sampling = self.grid.config.sampling.to_dict()
+        return {"sampling": sampling, "seed": seed, "distance": self._distance_identity}
+
+    @cached_property
+    def _distance_identity(self) -> list[Any]:
+        """What distances depend on besides the samples."""
+        section = self.grid.config.distance
+        return [section.features, list(section.splits), state_hash(self.grid.features().state_dict())]
+
+    @cached_property
+    def distance(self) -> FrechetDistance:
+        """Frechet distance to the real images; the features are those of images in [-1, 1]."""
+        session = self.grid.any_root
+        data = session.data
+        real = torch.cat([data.split(name) for name in self.grid.config.distance.splits])
+        images = (2.0 * data.to_unit(data.scaled(part)) - 1.0 for part in real.split(4096))
+        return FrechetDistance(self.grid.features(), images, device=session.device)
+
+    def floor(self) -> list[float]:
+        """What as many real images score, drawn with replacement once per seed; measured once."""
+        size = self.grid.config.sampling.samples
+        key = digest([self._distance_identity, self.grid.any_root.model_identity["data"], size, list(self.grid.seeds)])
+        file = self.grid.workdir / "cells" / f"floor-{key}.npz"
+        arrays = read_arrays(file)
+        if arrays is None:
+            arrays = {"distance": np.array([self.distance.floor(size, seed) for seed in self.grid.seeds])}
+            save_arrays(file, arrays)
+        return arrays["distance"].tolist()
+
+    def measure(self, method: Method) -> list[str]:
+        """Make the missing records of a method; returns what went wrong, in words."""
+        missing = self.missing(method)
+        failed: list[str] = []
+        paths: dict[int, ChosenPath] = {}
+        moments = self.moments(method) if missing else ""
+        for record in missing:
+            try:
+                if record.steps not in paths:
+                    paths[record.steps] = path_for(self.grid.session(method, record.steps, moments=moments))
+                path = paths[record.steps]
+                session = self.grid.session(method, record.steps, record.seed, moments)
+                arrays = bounded(session, path) if record.seed is None else self._drawn(session, path)
+                save_arrays(record.file, arrays)
+            except UserError as error:
+                what = "bound" if record.seed is None else f"seed {record.seed}"
+                failed.append(f"{method.name}, K = {record.steps}, {what}: {error}")
+        return failed
+
+    def moments(self, method: Method) -> str:
+        """The file of the formulation's moments, measured with the first seed when missing."""
+        session = self.grid.root(method.formulation, None)
+        moments_for(session)
+        return str(moments_path(session))
+
+    def _drawn(self, session: Session, path: ChosenPath) -> Arrays:
+        """Samples of a cell: their distance, what every step was like, and some of them in [0, 1]."""
+        drawn = samples_for(session, path)
+        images, data, first = torch.as_tensor(drawn.images), session.data, drawn.first
+        return {
+            "distance": np.array(self.distance(2.0 * data.to_unit(images) - 1.0)),
+            "nfe": first["nfe"],
+            "seconds": np.array(drawn.seconds),
+            "samples": np.array(len(images)),
+            "images": data.to_unit(images[:IMAGES]).numpy(),
+            "strip": data.to_unit(torch.as_tensor(first["strip"])).numpy(),
+            "t": path.times[1:],
+            "log_snr": session.process.log_snr(path.times[1:]),
+            "variance": first["variance"][::-1],
+            "clipped": first["clipped"].astype(np.float64)[::-1],
+        }
+
+
+def bounded(session: Session, path: ChosenPath) -> Arrays:
+    """The bound of a cell in bits per dimension; {} -> none, because its path does not begin at the prior."""
+    try:
+        found = bound_for(session, path)
+    except NoBoundError as error:
+        return {"none": np.array(str(error))}
+    total = BitsPerDim.of(found.bits.sum(0))
+    return {
+        "bits_per_dim": np.array(total.mean),
+        "standard_error": np.array(np.nan if total.error is None else total.error),
+        "terms": found.bits.mean(1),
+        "per_image": found.bits.sum(0),
+        "t": path.times[1:],
+        "log_snr": session.process.log_snr(path.times[1:]),
+        "clipped": found.clipped,
+    }

@@ -1,0 +1,221 @@
+"""The grid of a comparison: which methods there are, which cannot exist and why, and a session for each."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from torch import nn
+
+from adpm.errors import UserError, lookup
+from adpm.run.assembly import Session
+from adpm.run.bound import NoBoundError, check_bound
+from adpm.run.cli import load_config
+from adpm.run.compare.method import Method
+from adpm.run.metrics import FEATURES
+from adpm.run.paths import check_path
+from adpm.run.tables import Tables
+
+# Sections of a comparison that take the place of a formulation's own.
+SHARED = ("device", "precision", "compile", "moments", "rule", "trajectory", "sampling", "likelihood")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Cells that cannot exist: a method at these numbers of steps, and why."""
+
+    method: Method
+    why: str
+    steps: tuple[int, ...]
+
+
+class Grid:
+    """A comparison's config, checked, as methods and sessions.
+
+    Args:
+        config: as configs/compare_base.py has it.
+        workdir: of the comparison; a formulation's models, moments and samples lie in the folder of its name.
+        tables: the families by name.
+
+    Raises:
+        UserError: naming the field, for names that nobody knows and numbers that nobody can use.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, tables: Tables) -> None:
+        if "grid" not in config:
+            raise UserError("this config has no grid of models to compare; use one such as configs/compare_digits.py.")
+        self.config, self.workdir, self.tables = config, workdir, tables
+        self._roots: dict[tuple[str, str | None], Session] = {}
+        _check_axes(config, tables)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return tuple(self.config.grid.steps)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.config.grid.seeds)
+
+    def all_methods(self) -> Iterator[Method]:
+        """The product of the axes; what a solver makes no use of is no axis for it."""
+        axes = self.config.grid
+        seen = set()
+        for formulation, solver, eta, trajectory, rule in itertools.product(
+            self.config.formulations, axes.solvers, axes.etas, axes.trajectories, axes.rules
+        ):
+            kind = self.tables.solvers[solver]
+            method = Method(
+                formulation,
+                rule if kind.uses_rule else None,
+                trajectory,
+                solver,
+                float(eta) if kind.uses_eta else None,
+            )
+            if method not in seen:
+                seen.add(method)
+                yield method
+
+    @cached_property
+    def plan(self) -> tuple[dict[Method, tuple[int, ...]], list[Skipped]]:
+        """Methods with the numbers of steps that they have a path for, and what had to be left out.
+
+        Nothing is measured; weights are looked for, because a method without them cannot be.
+        """
+        possible: dict[Method, tuple[int, ...]] = {}
+        skipped: list[Skipped] = []
+        for method in self.all_methods():
+            try:
+                self.session(method, self.steps[0])
+            except UserError as error:
+                skipped.append(Skipped(method, str(error), self.steps))
+                continue
+            without = list(self._without_path(method))
+            skipped += without
+            left = tuple(k for k in self.steps if all(k not in s.steps for s in without))
+            if left:
+                possible[method] = left
+        return possible, skipped
+
+    def _without_path(self, method: Method) -> Iterator[Skipped]:
+        why: dict[str, tuple[int, ...]] = {}
+        for steps in self.steps:
+            try:
+                check_path(self.session(method, steps))
+            except UserError as error:
+                why[str(error)] = (*why.get(str(error), ()), steps)
+        for told, these in why.items():
+            yield Skipped(method, told, these)
+
+    def root(self, formulation: str, rule: str | None) -> Session:
+        """The formulation's model, loaded once: with the head that the rule reads, if the formulation has one."""
+        section = self.config.formulations[formulation]
+        head = section.heads.get(rule) if rule is not None else None
+        key = (formulation, None if head is None else rule)
+        if key not in self._roots:
+            config = _load((section if head is None else head).config)
+            for name in SHARED:
+                _replace(config, name, self.config[name])
+            config.seed = self.seeds[0]
+            if section.pretrained:
+                config.network.pretrained = section.pretrained
+            if head is not None and head.pretrained:
+                config.network.head_pretrained = head.pretrained
+            self._roots[key] = Session(config, self.workdir / formulation, self.tables)
+        _ = self._roots[key].model  # missing weights are told now
+        return self._roots[key]
+
+    @cached_property
+    def any_root(self) -> Session:
+        """A model of the comparison, for the data that all of them have in common."""
+        method = next(iter(self.plan[0]))
+        return self.root(method.formulation, method.rule)
+
+    def session(self, method: Method, steps: int, seed: int | None = None, moments: str = "") -> Session:
+        """A cell's session.
+
+        Args:
+            method, steps: which cell.
+            seed: of its noise; the first one when not given.
+            moments: a file of them; empty: those of the formulation's folder.
+        """
+        fields: dict[str, Any] = {
+            "seed": self.seeds[0] if seed is None else seed,
+            "trajectory.name": method.trajectory,
+            "trajectory.steps": steps,
+            "sampling.solver": method.solver,
+            "moments.file": moments,
+        }
+        if method.rule is not None:
+            fields["rule.name"] = method.rule
+        if method.eta is not None:
+            fields["sampling.eta"] = method.eta
+        return self.root(method.formulation, method.rule).again(fields)
+
+    def has_bound(self, method: Method) -> bool:
+        """Whether the method is a reverse kernel with a finite bound, as far as eta tells."""
+        session = self.session(method, self.steps[0])
+        try:
+            check_bound(session)
+        except NoBoundError:
+            return False
+        return session.solver_kind.uses_rule
+
+    def features(self) -> nn.Module:
+        """The network in whose features distances are measured."""
+        return FEATURES[self.config.distance.features](self.any_root.data.shape)
+
+
+def _load(source: str) -> ConfigDict:
+    path, _, variant = source.partition(":")
+    return load_config(path, variant)
+
+
+def _replace(config: ConfigDict, name: str, shared: Any) -> None:
+    """Put a shared field or section in the place of the config's own."""
+    if isinstance(shared, ConfigDict):
+        config[name].update(shared.to_dict())
+    else:
+        config[name] = shared
+
+
+def _check_axes(config: ConfigDict, tables: Tables) -> None:
+    grid = config.grid
+    if not config.formulations:
+        raise UserError("config.formulations is empty; name at least one, with formulation(...).")
+    for name in config.formulations:
+        if not re.fullmatch(r"[\w.+]+", name) or name in RESERVED:
+            raise UserError(
+                f"config.formulations: '{name}' is no name for a folder; use letters, digits, '_', '+' and '.', "
+                f"but not {', '.join(RESERVED)}."
+            )
+    for axis in grid:
+        if not len(grid[axis]):
+            raise UserError(f"config.grid.{axis} is empty; name at least one.")
+        if len(set(grid[axis])) < len(grid[axis]):
+            raise UserError(f"config.grid.{axis} = {tuple(grid[axis])} names something twice.")
+    families: Mapping[str, Mapping[str, Any]] = {
+        "rules": tables.rules,
+        "trajectories": tables.trajectories,
+        "solvers": tables.solvers,
+    }
+    for axis, family in families.items():
+        for name in grid[axis]:
+            lookup(family, name, f"config.grid.{axis}")
+    for axis, least in (("steps", 1), ("seeds", 0)):
+        if not all(isinstance(value, int) and value >= least for value in grid[axis]):
+            raise UserError(f"config.grid.{axis} = {tuple(grid[axis])} must be whole numbers of at least {least}.")
+    if config.shown not in grid.steps:
+        raise UserError(f"config.shown = {config.shown} must be one of config.grid.steps = {tuple(grid.steps)}.")
+    if config.processes < 0:
+        raise UserError(f"config.processes = {config.processes} must be at least 0, which means one per core.")
+    lookup(FEATURES, config.distance.features, "config.distance.features")
+
+
+# Folders of a comparison's workdir that are no formulation's.
+RESERVED = ("cells", "tables", "figures", "logs", "tensorboard")

@@ -1,0 +1,265 @@
+"""--mode=compare: figures as the other modes give them, nothing done twice, nothing lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adpm.run.bound import bound_for
+from adpm.run.cli import run
+from adpm.run.compare.cells import Cells
+from adpm.run.compare.grid import Grid
+from adpm.run.compare.results import collect
+from adpm.run.metrics import FrechetDistance, pixel_features
+from adpm.run.modes import MODES
+from adpm.run.prepare import moments_for, moments_path
+from adpm.run.samples import samples_for
+from tests.test_compare_grid import TABLES, toy
+
+ROOT = Path(__file__).parent.parent
+
+CONFIG = """
+from configs import compare_toy
+from configs.compare_base import formulation
+
+def get_config(variant=""):
+    config = compare_toy.get_config("tiny")
+    for name in ("subvp", "ve"):
+        del config.formulations[name]
+    config.grid.rules = ("small", "analytic")
+    config.grid.trajectories = ("even", "least_cost")
+    config.grid.etas = (1.0,)
+    config.processes = 1
+    return config
+"""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A config file of 8 methods, 2 numbers of steps and 2 seeds."""
+    monkeypatch.chdir(ROOT)
+    file = tmp_path / "small.py"
+    file.write_text(CONFIG)
+    return file
+
+
+def go(config: Path, workdir: Path, *options: str) -> int:
+    return run(["main.py", f"--config={config}", "--mode=compare", f"--workdir={workdir}", *options], TABLES, MODES)
+
+
+def csv_of(workdir: Path) -> list[str]:
+    """The table of cells without its last column, which is clock time."""
+    return [line.rpartition(",")[0] for line in (workdir / "tables" / "cells.csv").read_text().splitlines()]
+
+
+def everything_but_clocks(workdir: Path) -> dict[str, bytes]:
+    tables = {path.name: path.read_bytes() for path in (workdir / "tables").iterdir() if path.suffix != ".csv"}
+    return {**tables, "cells.csv": "\n".join(csv_of(workdir)).encode()}
+
+
+def test_figures_are_those_of_the_other_modes(tmp_path):
+    """Distances and bits/dim equal, to the last bit, what sessions made by hand give in a folder of their own."""
+    config = toy(("discrete", "vp"), trajectories=("least_cost",), etas=(0.5,), rules=("analytic",))
+    cells = Cells(Grid(config, tmp_path / "compared", TABLES))
+    for method in cells.grid.plan[0]:
+        assert cells.measure(method) == []
+    results = collect(cells)
+    assert len(results.rows) == 4
+    for row in results.rows:
+        alone = Grid(config, tmp_path / "alone", TABLES)
+        first = alone.session(row.method, row.steps)
+        moments_for(first)
+        file = str(moments_path(first))
+        real = first.data.to_unit(first.data.scaled(first.data.split("test")))
+        distance = FrechetDistance(pixel_features(first.data.shape), 2.0 * real - 1.0)
+        for seed, found in zip((0, 1), row.distances, strict=True):
+            drawn = samples_for(alone.session(row.method, row.steps, seed, file))
+            images = torch.as_tensor(drawn.images)
+            assert found == distance(2.0 * first.data.to_unit(images) - 1.0)
+            if seed == 0:
+                assert np.array_equal(row.images, first.data.to_unit(images[:24]).numpy())
+                assert np.array_equal(row.variance, drawn.first["variance"][::-1])
+                assert np.array_equal(row.times, drawn.first["t"][::-1]) and row.nfe == row.steps
+        evaluated = bound_for(alone.session(row.method, row.steps))
+        assert row.bound.total.mean == evaluated.bits.sum(0).mean()
+        assert row.bound.total.error == pytest.approx(evaluated.bits.sum(0).std(ddof=1) / np.sqrt(40), rel=1e-12)
+        assert row.bound.terms.sum() == pytest.approx(row.bound.total.mean, rel=1e-12)
+        assert results.floor == tuple(distance.floor(60, seed) for seed in (0, 1))
+
+
+def test_all_methods_start_from_the_same_noise(tmp_path):
+    """With the exact denoiser and eta = 0, VP and the discrete process end close by from the same start."""
+    config = toy(("discrete", "vp"), trajectories=("even",), etas=(0.0,), rules=("small",), steps=(60,), seeds=(0,))
+    config.shown = 60
+    cells = Cells(Grid(config, tmp_path, TABLES))
+    for method in cells.grid.plan[0]:
+        cells.measure(method)
+    one, other = (row.images for row in collect(cells).rows)
+    apart = np.abs(one - other).mean()
+    assert apart < 0.1 * np.abs(one - np.roll(other, 1, axis=0)).mean()
+
+
+def test_a_second_run_calls_no_denoiser_and_gives_the_same_tables(config, tmp_path, monkeypatch, capsys):
+    assert go(config, tmp_path / "run") == 0
+    before = everything_but_clocks(tmp_path / "run")
+    assert "8 of 8 methods have cells to measure" in capsys.readouterr().out
+
+    def called(*_: object) -> None:
+        raise AssertionError("a network call")
+
+    monkeypatch.setattr("adpm.ideal.IdealDenoiser.__call__", called)
+    assert go(config, tmp_path / "run") == 0
+    assert everything_but_clocks(tmp_path / "run") == before
+    assert "cells to measure" not in capsys.readouterr().out
+
+
+def test_only_new_cells_are_measured(config, tmp_path, monkeypatch, capsys):
+    """A longer grid reuses the cells of a shorter one; samples of another seed are drawn, paths and moments are not."""
+    assert go(config, tmp_path / "run") == 0
+    short = csv_of(tmp_path / "run")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.npz")}
+    assert go(config, tmp_path / "run", "--config.grid.steps=(3, 6, 9)") == 0
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert set(short) < set(csv_of(tmp_path / "run"))
+    assert go(config, tmp_path / "run", "--config.likelihood.images=20") == 0
+    drawn = [path for path in (tmp_path / "run" / "cells").rglob("*.npz") if "seed" in path.name]
+    assert len(drawn) == 8 * 3 * 2, "fewer images of the bound change no samples"
+    capsys.readouterr()
+
+
+def test_what_is_measured_depends_on_what_it_should(config, tmp_path):
+    """Each of these settings asks for other cells; the number of pictures and processes does not."""
+
+    def records(**fields: object) -> set[Path]:
+        changed = toy(("vp",), rules=("analytic",), etas=(1.0,), trajectories=("least_cost",))
+        changed.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+        cells = Cells(Grid(changed, tmp_path, TABLES))
+        return {record.file for method in cells.grid.plan[0] for record in cells.of(method)}
+
+    plain = records()
+    assert records(processes=3) == records(shown=6) == plain
+    for field, value in {
+        "moments__draws": 21,
+        "rule__estimator": "data",
+        "rule__bounds": False,
+        "trajectory__data_term": True,
+        "trajectory__budget": "at_most",
+        "likelihood__decoder": "published",
+        "precision": "bfloat16",
+    }.items():
+        assert not records(**{field: value}) & plain, field
+    for field, value in {"sampling__samples": 61, "sampling__batch_size": 7, "distance__splits": ("train",)}.items():
+        shared = {path.name.split("-")[1] for path in records(**{field: value}) & plain}
+        assert shared == {"bound"}, field
+    shared = {path.name.split("-")[1] for path in records(likelihood__images=7) & plain}
+    assert shared == {"seed0", "seed1"}
+
+
+def test_a_cell_that_fails_is_told_and_the_rest_runs(config, tmp_path, monkeypatch, capsys):
+    assert go(config, tmp_path / "whole") == 0
+    from adpm.errors import UserError
+    from adpm.run.compare import cells
+
+    draw = cells.samples_for
+
+    def fails(session, path):
+        if session.config.rule.name == "analytic" and session.config.trajectory.steps == 6:
+            raise UserError("the state is not finite.")
+        return draw(session, path)
+
+    monkeypatch.setattr(cells, "samples_for", fails)
+    capsys.readouterr()
+    assert go(config, tmp_path / "run") == 2
+    told = capsys.readouterr()
+    assert "8 cells failed" in told.err and told.err.count("the state is not finite") == 8
+    assert "discrete-analytic-even-eta1, K = 6, seed 1: the state is not finite." in told.err
+    assert len(csv_of(tmp_path / "run")) == 1 + 16 - 4
+    monkeypatch.setattr(cells, "samples_for", draw)
+    assert go(config, tmp_path / "run") == 0
+    assert everything_but_clocks(tmp_path / "run") == everything_but_clocks(tmp_path / "whole")
+
+
+def test_killed_at_random_and_continued(config, tmp_path):
+    """Tables equal byte for byte, whenever it was killed; three times here, twenty by benchmarks/compare_kills.py."""
+    assert go(config, tmp_path / "whole") == 0
+    command = [sys.executable, "main.py", f"--config={config}", "--mode=compare", f"--workdir={tmp_path / 'killed'}"]
+    moments = random.Random(0)
+    for _ in range(3):
+        with subprocess.Popen([*command, "--config.processes=2"], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=moments.uniform(4.0, 10.0))
+            process.send_signal(signal.SIGKILL)
+    assert go(config, tmp_path / "killed") == 0
+    assert everything_but_clocks(tmp_path / "killed") == everything_but_clocks(tmp_path / "whole")
+
+
+def test_ctrl_c_leaves_nobody_at_work(config, tmp_path):
+    command = [sys.executable, "main.py", f"--config={config}", "--mode=compare", f"--workdir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        [*command, "--config.processes=2", "--config.sampling.samples=100000"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 120
+    while not list((tmp_path / "run" / "logs").glob("*.txt")) and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run the same command again" in told and "Traceback" not in told
+    end = time.monotonic() + 60
+    while (left := _at_work(process.pid)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not left
+
+
+def _at_work(group: int) -> list[int]:
+    """The processes of a group, those left out that have ended and wait to be collected."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = file.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                found.append(int(file.parent.name))
+    return found
+
+
+def test_modes_and_configs_that_do_not_go_together(config, tmp_path, capsys):
+    argv = ["main.py", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    for mode in ("train", "estimate", "sample", "likelihood"):
+        assert run([*argv, f"--mode={mode}"], TABLES, MODES) == 2
+        assert "this config has a grid of models to compare; use it with --mode=compare." in capsys.readouterr().err
+    assert run(["main.py", "--config=configs/toy.py", argv[2], "--mode=compare"], TABLES, MODES) == 2
+    assert "has no grid of models to compare; use one such as configs/compare" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_nothing_that_can_exist_is_told(config, tmp_path, capsys):
+    options = ("--config.grid.rules=('large',)", "--config.grid.etas=(0.5,)")
+    assert go(config, tmp_path / "run", *options) == 2
+    told = capsys.readouterr()
+    assert "no cell of this comparison can exist" in told.err
+    assert "discrete-large-even-eta0.5" in told.out and "eta = 1 only" in told.out
+
+
+def test_models_of_different_data_are_not_compared(tmp_path, capsys):
+    file = tmp_path / "mixed.py"
+    file.write_text(
+        CONFIG.replace(
+            "    return config", "    config.formulations.digits = formulation('configs/digits.py')\n    return config"
+        )
+    )
+    assert go(file, tmp_path / "run") == 2
+    assert "models of different data (digits: digits (1, 8, 8), discrete: toy (1, 4, 4)" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""Processes side by side: results as they finish, one thread each, and nobody left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from adpm.run.pool import available, side_by_side
+
+_STARTED: list[object] = []
+
+
+def start(*given: object) -> None:
+    _STARTED[:] = given
+
+
+def tell(item: int) -> tuple[int, int, int, list[object]]:
+    return item**2, os.getpid(), torch.get_num_threads(), list(_STARTED)
+
+
+def fail(item: int) -> int:
+    if item == 2:
+        raise ZeroDivisionError(f"item {item}")
+    return item
+
+
+def test_two_processes_of_one_thread_do_all_items_once():
+    found = dict(side_by_side(tell, range(5), 2, start, "a", 7))
+    assert {item: found[item][0] for item in range(5)} == {0: 0, 1: 1, 2: 4, 3: 9, 4: 16}
+    assert os.getpid() not in {told[1] for told in found.values()}
+    assert all(told[2:] == (1, ["a", 7]) for told in found.values())
+
+
+def test_one_process_is_this_one():
+    found = list(side_by_side(tell, [3, 4], 1, start))
+    assert [(item, told[0], told[1]) for item, told in found] == [(3, 9, os.getpid()), (4, 16, os.getpid())]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_mistake_in_the_work_comes_through(processes):
+    with pytest.raises(ZeroDivisionError, match="item 2"):
+        list(side_by_side(fail, [1, 2, 3], processes, start))
+
+
+def test_a_gpu_has_one_process():
+    assert available(torch.device("cuda")) == 1
+    assert 1 <= available(torch.device("cpu")) <= (os.cpu_count() or 1)
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from adpm.run.pool import side_by_side
+
+def start(): pass
+
+def sleep(folder):
+    Path(folder, str(os.getpid())).touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    try:
+        list(side_by_side(sleep, [sys.argv[1]] * 3, 2, start))
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_nobody_outlives_the_process_that_started_them(tmp_path, how):
+    script, folder = tmp_path / "parent.py", tmp_path / "pids"
+    script.write_text(PARENT)
+    folder.mkdir()
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    parent = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment, stderr=subprocess.DEVNULL)
+    workers = _wait(lambda: [int(p.name) for p in folder.iterdir()], lambda found: len(found) == 2)
+    parent.send_signal(how)
+    assert parent.wait(timeout=60) == (-signal.SIGKILL if how is signal.SIGKILL else 130)
+    assert _wait(lambda: [pid for pid in workers if _runs(pid)], lambda left: not left) == []
+
+
+def _wait(ask, good, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not good(found := ask()) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert good(found), found
+    return found
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie that its new parent has not collected yet."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
