@@ -28,7 +28,8 @@ def start(config: str, workdir: Path) -> subprocess.Popen[bytes]:
 
 def tables(workdir: Path) -> dict[str, str]:
     """Every table without clock times."""
-    found = {path.name: path.read_text() for path in (workdir / "tables").iterdir()}
+    files = [path for path in (workdir / "tables").iterdir() if not path.name.startswith(".")]  # of a killed writer
+    found = {path.name: path.read_text(encoding="utf-8") for path in files}
     lines = found.pop("cells.csv").splitlines()
     return {**found, "cells.csv": "\n".join(line.rpartition(",")[0] for line in lines)}
 

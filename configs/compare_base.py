@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
             del config[section][field]
     config.formulations = ConfigDict()  # name -> formulation(...); the name is its folder in the workdir
 
-    # The grid is the product of these; cells that cannot exist are named and left out.
+    # The grid is the product of these; cells that cannot exist as configured are named and not run.
     config.grid = ConfigDict()
     config.grid.rules = ("small", "large", "analytic")  # config.rule.name; left out for solvers without a rule
     config.grid.trajectories = ("even",)  # config.trajectory.name

@@ -91,11 +91,18 @@ def row(
     )
 
 
-def results(*rows: Row, shown: int = 4, floor: tuple[float, ...] = (3.0, 4.0)) -> Results:
+def results(*rows: Row, shown: int = 4, floor: tuple[float, ...] = (3.0, 4.0), levels: int = 17) -> Results:
     names = dict.fromkeys(item.method.formulation for item in rows)
     seeds = tuple(range(len(rows[0].distances))) if rows else (0, 1)
     formulations = {name: Formulation(PROCESS, moments(), 1.0) for name in names}
-    return Results(rows, formulations, floor[: len(seeds)], shown, 1000, seeds, "digits", "test", "optimal")
+    told = ("digits", "test", "optimal", "digits, 1 x 2 x 2")
+    return Results(rows, formulations, floor[: len(seeds)], shown, 1000, seeds, *told, levels)
+
+
+def size_of(factor: float) -> float:
+    """Bits of the three noisy steps of K = 4 whose variances are `factor` times the best."""
+    ratio = 1.0 / factor
+    return 3 * 0.5 * (ratio - 1.0 - math.log(ratio)) / math.log(2.0)
 
 
 def tables(text: str) -> list[list[list[str]]]:

@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from adpm.errors import UserError
 from adpm.run.bound import bound_for
 from adpm.run.cli import run
+from adpm.run.compare import cells
 from adpm.run.compare.cells import Cells
 from adpm.run.compare.grid import Grid
 from adpm.run.compare.results import collect
@@ -70,10 +73,10 @@ def everything_but_clocks(workdir: Path) -> dict[str, bytes]:
 def test_figures_are_those_of_the_other_modes(tmp_path):
     """Distances and bits/dim equal, to the last bit, what sessions made by hand give in a folder of their own."""
     config = toy(("discrete", "vp"), trajectories=("least_cost",), etas=(0.5,), rules=("analytic",))
-    cells = Cells(Grid(config, tmp_path / "compared", TABLES))
-    for method in cells.grid.plan[0]:
-        assert cells.measure(method) == []
-    results = collect(cells)
+    made = Cells(Grid(config, tmp_path / "compared", TABLES))
+    for method in made.grid.plan[0]:
+        assert made.measure(method) == []
+    results = collect(made)
     assert len(results.rows) == 4
     for row in results.rows:
         alone = Grid(config, tmp_path / "alone", TABLES)
@@ -101,10 +104,10 @@ def test_all_methods_start_from_the_same_noise(tmp_path):
     """With the exact denoiser and eta = 0, VP and the discrete process end close by from the same start."""
     config = toy(("discrete", "vp"), trajectories=("even",), etas=(0.0,), rules=("small",), steps=(60,), seeds=(0,))
     config.shown = 60
-    cells = Cells(Grid(config, tmp_path, TABLES))
-    for method in cells.grid.plan[0]:
-        cells.measure(method)
-    one, other = (row.images for row in collect(cells).rows)
+    made = Cells(Grid(config, tmp_path, TABLES))
+    for method in made.grid.plan[0]:
+        made.measure(method)
+    one, other = (row.images for row in collect(made).rows)
     apart = np.abs(one - other).mean()
     assert apart < 0.1 * np.abs(one - np.roll(other, 1, axis=0)).mean()
 
@@ -143,8 +146,8 @@ def test_what_is_measured_depends_on_what_it_should(config, tmp_path):
     def records(**fields: object) -> set[Path]:
         changed = toy(("vp",), rules=("analytic",), etas=(1.0,), trajectories=("least_cost",))
         changed.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-        cells = Cells(Grid(changed, tmp_path, TABLES))
-        return {record.file for method in cells.grid.plan[0] for record in cells.of(method)}
+        made = Cells(Grid(changed, tmp_path, TABLES))
+        return {record.file for method in made.grid.plan[0] for record in made.of(method)}
 
     plain = records()
     assert records(processes=3) == records(shown=6) == plain
@@ -165,16 +168,14 @@ def test_what_is_measured_depends_on_what_it_should(config, tmp_path):
     assert shared == {"seed0", "seed1"}
 
 
-def test_a_cell_that_fails_is_told_and_the_rest_runs(config, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [UserError("the state is not finite."), MemoryError("the state is not finite.")])
+def test_a_cell_that_fails_is_told_and_the_rest_runs(config, tmp_path, monkeypatch, capsys, error):
     assert go(config, tmp_path / "whole") == 0
-    from adpm.errors import UserError
-    from adpm.run.compare import cells
-
     draw = cells.samples_for
 
     def fails(session, path):
         if session.config.rule.name == "analytic" and session.config.trajectory.steps == 6:
-            raise UserError("the state is not finite.")
+            raise error
         return draw(session, path)
 
     monkeypatch.setattr(cells, "samples_for", fails)
@@ -182,11 +183,49 @@ def test_a_cell_that_fails_is_told_and_the_rest_runs(config, tmp_path, monkeypat
     assert go(config, tmp_path / "run") == 2
     told = capsys.readouterr()
     assert "8 cells failed" in told.err and told.err.count("the state is not finite") == 8
-    assert "discrete-analytic-even-eta1, K = 6, seed 1: the state is not finite." in told.err
+    kind = "" if isinstance(error, UserError) else "MemoryError: "
+    assert f"discrete-analytic-even-eta1, K = 6, seed 1: {kind}the state is not finite." in told.err
     assert len(csv_of(tmp_path / "run")) == 1 + 16 - 4
     monkeypatch.setattr(cells, "samples_for", draw)
     assert go(config, tmp_path / "run") == 0
     assert everything_but_clocks(tmp_path / "run") == everything_but_clocks(tmp_path / "whole")
+
+
+def test_moments_that_were_lost_are_measured_again(config, tmp_path):
+    assert go(config, tmp_path / "run") == 0
+    before = everything_but_clocks(tmp_path / "run")
+    (lost,) = (tmp_path / "run" / "vp").glob("moments-*.npz")
+    lost.unlink()
+    assert go(config, tmp_path / "run") == 0
+    assert lost.exists() and everything_but_clocks(tmp_path / "run") == before
+
+
+def test_a_process_that_the_system_ends_is_told(config, tmp_path, monkeypatch, capsys):
+    def ends(*_: object):
+        raise BrokenProcessPool
+        yield
+
+    monkeypatch.setattr("adpm.run.modes.compare.side_by_side", ends)
+    assert go(config, tmp_path / "run", "--config.processes=3") == 2
+    told = capsys.readouterr().err
+    assert "a process was ended by the system" in told and "--config.processes (now 3)" in told
+
+
+WRONG = {
+    "--config.distance.splits=('valid',)": "config.distance.splits = 'valid' is unknown; known: test, train.",
+    "--config.likelihood.split=valid": "config.likelihood.split = 'valid' is unknown; known: test, train.",
+    "--config.sampling.samples=1": "config.sampling.samples = 1 must be at least 2, for a distance.",
+    "--config.grid.etas=('a',)": "config.grid.etas = ('a',) must be numbers in [0, 1].",
+    "--config.grid.etas=(1.5,)": "no cell of this comparison can exist",
+    "--config.shown=4": "config.shown = 4 must be one of config.grid.steps = (3, 6).",
+}
+
+
+@pytest.mark.parametrize("option", WRONG)
+def test_what_is_wrong_is_told_before_anything_is_measured(config, tmp_path, capsys, option):
+    assert go(config, tmp_path / "run", option) == 2
+    assert WRONG[option] in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.npz"))
 
 
 def test_killed_at_random_and_continued(config, tmp_path):

@@ -58,7 +58,7 @@ def row_of(of: Method, steps: int, number: int) -> Row:
 
 def results_of(methods: tuple[Method, ...], steps: tuple[int, ...] = (2, 3)) -> Results:
     rows = tuple(row_of(of, k, 1 + 2 * i + j) for i, of in enumerate(methods) for j, k in enumerate(steps))
-    return Results(rows, {}, (3.0, 5.0), 3, 100, (0, 1), "digits", "test", "optimal")
+    return Results(rows, {}, (3.0, 5.0), 3, 100, (0, 1), "digits", "test", "optimal", "digits", 17)
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -274,7 +274,7 @@ def test_the_second_board_replaces_the_first(tmp_path):
     before = results_of(METHODS)
     board.write_board(before, {}, {"verdict": "old"}, tmp_path)
     (tmp_path / "ve-small" / "notes.txt").write_text("the user's own")
-    fewer = Results(before.rows[:2], {}, (3.0, 5.0), 3, 100, (0, 1), "digits", "test", "optimal")
+    fewer = Results(before.rows[:2], {}, (3.0, 5.0), 3, 100, (0, 1), "digits", "test", "optimal", "digits", 17)
     for _ in range(2):
         board.write_board(fewer, {}, {}, tmp_path)
     files = sorted(str(path.relative_to(tmp_path)).split(".out")[0] for path in tmp_path.rglob("*") if path.is_file())

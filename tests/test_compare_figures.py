@@ -65,9 +65,8 @@ def row(name, rule, trajectory, eta, steps, number, solver="gaussian", **changes
 
 
 def make(rows, names=("discrete", "vp"), **changes):
-    made = Results(
-        tuple(rows), {name: formulation() for name in names}, (4.0, 6.0), 3, 100, (0, 1), "digits", "test", "optimal"
-    )
+    given = {name: formulation() for name in names}
+    made = Results(tuple(rows), given, (4.0, 6.0), 3, 100, (0, 1), "digits", "test", "optimal", "digits", 17)
     return dataclasses.replace(made, **changes)
 
 
@@ -116,7 +115,7 @@ def test_every_method_has_its_curve_in_its_panel(results):
     axes = panel(figure, "vp: even, eta 0")
     drawn = curves(axes, 2)
     rules = entries(figure.legends[0])
-    assert rules == [*RULES, "real images"] and len(drawn) == 3
+    assert rules == [*RULES, "real images (bootstrap)"] and len(drawn) == 3
     for line, rule in zip(drawn.values(), RULES, strict=True):
         mine = of(results, formulation="vp", rule=rule, trajectory="even", eta=0.0)
         np.testing.assert_array_equal(line.get_xdata(), [2, 3])
@@ -124,7 +123,7 @@ def test_every_method_has_its_curve_in_its_panel(results):
     bars = segments(axes)
     # the standard deviation of (a, a + 4) is sqrt(8)
     np.testing.assert_allclose(bars[:, 1, 1] - bars[:, 0, 1], 2.0 * math.sqrt(8.0))
-    (band,) = [patch for patch in axes.patches if patch.get_label() == "real images"]
+    (band,) = [patch for patch in axes.patches if patch.get_label() == "real images (bootstrap)"]
     low, high = band.get_y(), band.get_y() + band.get_height()
     assert (low, high) == pytest.approx((5.0 - math.sqrt(2.0), 5.0 + math.sqrt(2.0)))
 
@@ -192,7 +191,7 @@ def test_the_summary_goes_through_the_best_and_shades_to_the_worst(results):
         ys = shade[shade[:, 0] == k][:, 1]
         assert (ys.min(), ys.max()) == (min(values), max(values))
     # rules are numbered upwards, so the first is the best everywhere, and only it has a marker
-    assert entries(figure.legends[1]) == ["small", "real images"]
+    assert entries(figure.legends[1]) == ["small", "real images (bootstrap)"]
 
 
 def test_all_methods_at_one_k(results):
@@ -267,7 +266,7 @@ def test_variances_lie_on_a_band_of_theory(results):
 def test_the_largest_eta_of_a_path_that_rules_share_is_drawn():
     rows = cells(chosen=[("planned", 1.0), ("even", 0.5), ("even", 0.8)])
     figure = FIGURES["reverse_variance"](make(rows))
-    assert "even, eta 0.8" in figure.get_suptitle()
+    assert "even, eta 0.8" in figure.get_suptitle() and "best single variance" in figure.get_suptitle()
     vertices = figure.axes[0].collections[0].get_paths()[0].vertices
     low, _ = band_of(np.array(PATHS[3]["even"]), 0.8)
     assert vertices[vertices[:, 0] == 4.0][:, 1].min() == pytest.approx(low[0], rel=1e-12)

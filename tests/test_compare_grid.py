@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from adpm.errors import UserError
 from adpm.run.cli import load_config
 from adpm.run.compare.cells import Cells
-from adpm.run.compare.grid import SHARED, Grid
+from adpm.run.compare.grid import Grid
 from adpm.run.compare.method import Method
 from adpm.run.core import CORE
 from configs import compare_base
@@ -108,7 +108,7 @@ def test_a_cell_is_the_formulations_config_with_the_shared_sections(tmp_path):
     method = Method("vp", "small", "even", "reverse_gaussian", 0.0)
     session = grid.session(method, 6, seed=1)
     alone = load_config("configs/toy_sde.py", "vp")
-    for name in set(alone) - set(SHARED) - {"seed"}:
+    for name in set(alone) - set(compare_base.SHARED) - {"seed"}:
         assert session.config[name].to_dict() == alone[name].to_dict()
     assert (session.config.moments.draws, session.config.rule.estimator) == (33, "gamma")
     assert (session.config.rule.name, session.config.sampling.eta) == ("small", 0.0)
@@ -132,7 +132,7 @@ def test_every_shared_field_is_a_field_of_the_base_config():
     from configs import base
 
     whole, shared = base.get_config(), compare_base.get_config()
-    for name in SHARED:
+    for name in compare_base.SHARED:
         if isinstance(shared[name], ConfigDict):
             assert set(shared[name]) <= set(whole[name])
     for section, fields in compare_base.CHOSEN.items():

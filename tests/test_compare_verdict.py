@@ -1,4 +1,4 @@
-"""Who wins and why, from hand-made results whose answers are known."""
+"""Why a method wins, from hand-made results whose answers are known; who wins is test_compare_answer.py."""
 
 from __future__ import annotations
 
@@ -6,23 +6,16 @@ import math
 
 import numpy as np
 import pytest
-from tensorboard.plugin_util import markdown_to_safe_html
 
-from adpm.run.compare.merit import BITS, DISTANCE, ranked, tied
+from adpm.run.compare.merit import BITS, DISTANCE
 from adpm.run.compare.results import Formulation
-from adpm.run.compare.verdict import headline, verdict
+from adpm.run.compare.verdict import verdict
 from adpm.run.compare.verdict.neighbours import Neighbourhood, differing
-from adpm.run.compare.verdict.reasons import MOST, sentences
+from adpm.run.compare.verdict.reasons import MOST, UNEXPLAINED, sentences
 from adpm.run.compare.verdict.why import BANDS, anatomy
-from tests.comparisons import DATA, PRIOR, PROCESS, moments, results, row, tables
+from tests.comparisons import DATA, PRIOR, PROCESS, moments, results, row, size_of, tables
 
 WORLD = Formulation(PROCESS, moments(), 1.0)
-
-
-def size_of(factor: float) -> float:
-    """Bits of the three noisy steps of K = 4 whose variances are `factor` times the best."""
-    ratio = 1.0 / factor
-    return 3 * 0.5 * (ratio - 1.0 - math.log(ratio)) / math.log(2.0)
 
 
 # ---- what a row is made of
@@ -65,97 +58,18 @@ def test_last_noise_is_told_in_sigmas_of_where_it_lands():
     item = row(factor=2.0)
     found = anatomy(item, WORLD)
     assert found.last_noise == pytest.approx(math.sqrt(item.variance[1]) / float(PROCESS.sigma(1.0)))
-    assert found.noisy and found.end == item.log_snr[0]
+    assert found.end == item.log_snr[0]
     silent = anatomy(row("small", eta=0.0, factor=0.0), WORLD)
-    assert silent.last_noise == 0.0 and not silent.noisy and silent.ratios == (0.0, 0.0, 0.0) and silent.bits is None
+    assert silent.last_noise == 0.0 and silent.ratios == (0.0, 0.0, 0.0) and silent.bits is None
 
 
 def test_a_single_step_and_a_solver_without_a_rule_have_no_variances():
     found = anatomy(row(steps=1), WORLD)
-    assert found.ratios == (None, None, None) and found.last_noise is None and not found.noisy
+    assert found.ratios == (None, None, None) and found.last_noise is None
     assert found.bits is not None and found.bits.path == pytest.approx(DATA + PRIOR)
     assert (found.bits.size, found.bits.rest, found.bits.bands) == (0.0, 0.0, (0.0, 0.0, 0.0))
     found = anatomy(row(None, solver="euler_maruyama", eta=None), WORLD)
-    assert found.ratios == (None, None, None) and found.bits is None and found.noisy
-
-
-# ---- winners and ties
-
-
-def test_ties_of_distances_are_told_by_differences_over_seeds():
-    """Seeds differ by 20, methods by 2 or 8 in every seed: the seeds' spread must not hide that."""
-    rows = [row("small", (10.0, 30.0)), row("sn", (12.0, 32.5)), row("npr", (18.0, 38.0))]
-    # differences (2, 2.5), (8, 8), (6, 5.5): pooled variance 1/12, limit 0.41
-    assert tied(rows, DISTANCE) == rows[:1]
-    assert DISTANCE.errors(rows[0], rows[1:]) == pytest.approx([math.sqrt(1 / 24)] * 2)
-    # (2, 7), (8, 8), (6, 1): pooled variance 25/3, limit 4.08; the means differ by 4.5 and 8
-    assert tied([rows[0], row("sn", (12.0, 37.0)), rows[2]], DISTANCE) == rows[:1]
-    # (-1, 6), (8, 8), (9, 2): pooled variance 49/3, limit 5.7; the means differ by 2.5 and 8
-    wide = [rows[0], row("sn", (9.0, 36.0)), rows[2]]
-    assert tied(wide, DISTANCE) == wide[:2]
-    three = [row("small", (1.0, 2.0, 4.0)), row("sn", (2.0, 2.0, 7.0))]  # (1, 0, 3): variance 7/3, over three seeds
-    assert DISTANCE.errors(three[0], three[1:]) == pytest.approx([math.sqrt(7 / 9)])
-
-
-def test_only_the_nearest_methods_lend_their_variance():
-    near = [row("sn", (10.0 + k, 10.0 + k)) for k in range(11)]
-    far = row("large", (500.0, 900.0))
-    assert tied([*near, far], DISTANCE) == near[:1]
-    assert tied([*near[:10], far], DISTANCE)[-1] is not near[0]
-
-
-def test_without_error_bars_nothing_is_tied():
-    rows = [row("small", (10.0,), error=None), row("sn", (10.0,), error=None)]
-    assert tied(rows, DISTANCE) == rows[:1] and tied(rows, BITS) == rows[:1]
-    assert tied([row(eta=0.0)], BITS) == [] and tied([], DISTANCE) == []
-
-
-def test_rows_without_a_finite_figure_are_not_ranked():
-    rows = [row("small", (math.nan, 1.0)), row("sn", (2.0, 2.0)), row("npr", (1.0, 2.0))]
-    assert ranked(rows, DISTANCE) == [rows[2], rows[1]]
-
-
-def test_winners_of_all_and_of_each_formulation():
-    rows = [
-        row("analytic", (5.0, 5.1), rest=0.5),
-        row("small", (9.0, 9.1), factor=0.5),
-        row("analytic", (7.0, 7.1), formulation="ve", rest=-0.5),
-        row("small", (8.0, 8.1), formulation="ve", eta=0.0),
-        row("analytic", (4.0, 4.1), steps=2),
-    ]
-    text = verdict(results(*rows))
-    best, others, *_ = tables(text)
-    assert [line[0] for line in best[1:]] == ["**all**", "vp", "ve"]
-    assert [line[1].partition(":")[0] for line in best[1:]] == [
-        "vp, analytic, even, eta 1",
-        "vp, analytic, even, eta 1",
-        "ve, analytic, even, eta 1",
-    ]
-    assert [line[2].partition(":")[0] for line in best[1:]] == [
-        "ve, analytic, even, eta 1",
-        "vp, analytic, even, eta 1",  # 0.5 bits of rest against 0.66 of size
-        "ve, analytic, even, eta 1",
-    ]
-    assert size_of(0.5) == pytest.approx(0.664, abs=1e-3)
-    assert [line[0] for line in others] == ["K", "2"] and "vp, analytic, even, eta 1: **4.0" in others[1][1]
-    assert "the best in bits/dim has a Frechet distance of 7.0" in text and "1.40 times the least" in text
-    assert "Best of each rule: `analytic` 5.05, `small` 8.05." in text
-    assert "Formulations are different networks" in text
-
-
-def test_ties_are_named_with_what_they_chose():
-    rows = [row(rule, (10.0 + k, 12.0 - k), rest=0.001 * k) for k, rule in enumerate(("sn", "npr", "analytic"))]
-    text = verdict(results(*rows, row("large", (50.0, 52.0), factor=9.0)))
-    assert (
-        "**Samples**: not told apart from the best: vp, npr, even, eta 1; vp, analytic, even, eta 1 (in all: rule"
-        in text
-    )
-    assert "(in all: rule sn or npr or analytic)" in text
-    told = headline(results(*rows, row("large", (50.0, 52.0), factor=9.0))).splitlines()
-    assert told[0] == (
-        "best samples at K = 4: vp, sn, even, eta 1 (Frechet distance 11.0 +- 1.4; not told apart: 2 of 3 others)"
-    )
-    assert told[1].startswith("best likelihood at K = 4: vp, sn, even, eta 1 (bits/dim ") and len(told) == 2
+    assert found.ratios == (None, None, None) and found.bits is None
 
 
 # ---- one choice changed at a time
@@ -196,7 +110,7 @@ def test_the_tables_of_one_choice_have_figures_and_differences():
         row("small", (20.0, 20.0), factor=0.1, rest=-0.2),
         row("sn", (10.0, 10.0), trajectory="least_cost", rest=9.0),
     ]
-    _, samples, where, why = tables(verdict(results(*rows)))
+    _, _, samples, where, why = tables(verdict(results(*rows)))
     assert [line[0] for line in samples[1:]] == ["**vp, sn, even, eta 1**", "rule small", "trajectory least_cost"]
     assert [line[2] for line in samples] == ["÷ best", "1.00", "4.00", "2.00"]
     assert [line[3:6] for line in samples[1:3]] == [["1.00"] * 3, ["0.10"] * 3]
@@ -224,10 +138,13 @@ def test_too_small_too_large_and_missing_pixels_are_told_by_their_parts():
     )
     rest, large, small = told(*rows, merit=BITS)
     where = "mostly at log-SNR > 2"
-    assert rest == f"Rule `analytic`: 0.50 more, through the rest (0.00 instead of -0.50; {where})."
+    pixels = "because of differences between pixels, states and images"
+    assert rest == f"Rule `analytic`: 0.50 more, {pixels} (rest: 0.00 instead of -0.50; {where})."
     for line, factor, words in ((small, 0.1, "10.0 times smaller"), (large, 9.0, "9.00 times larger")):
         size = f"{size_of(factor):.2f}"
-        assert f"{size} more, through the size ({size} instead of 0.00; variances {words} than measured at" in line
+        assert (
+            f"{size} more, because of the mean variance (size: {size} instead of 0.00; variances {words} than" in line
+        )
     assert small.startswith("Rule `small`") and large.startswith("Rule `large`")
 
 
@@ -237,7 +154,9 @@ def test_a_path_that_ends_elsewhere_is_told_by_where():
     (line,) = told(*rows, merit=BITS)
     ends = f"last call at log-SNR {other.log_snr[0]:.1f} instead of {best.log_snr[0]:.1f}"
     assert (
-        line.startswith(f"Trajectory `{other.method.trajectory}`: ") and "through the path (" in line and ends in line
+        line.startswith(f"Trajectory `{other.method.trajectory}`: ")
+        and "because of where the steps lie (path: " in line
+        and ends in line
     )
 
 
@@ -250,20 +169,51 @@ def test_samples_go_with_what_all_of_a_group_have():
         row("large", (40.0, 40.0), factor=4.0),
     )
     rule, eta, elsewhere = told(*rows)
-    assert rule.startswith("Rule `analytic`, `sn`: 1.20 to 1.40 times the distance; goes with added noise")
-    assert eta.startswith("Eta `1`: 2.00 times the distance; goes with added noise") and eta.endswith("(best: none).")
+    assert rule == "Rule `analytic`, `sn`: 1.20 to 1.40 times the distance."  # no noise to compare theirs with
+    assert eta == "Eta `1`: 2.00 times the distance."
     assert elsewhere.startswith("Rules with eta 1: `small` is best with 10.0 ± 0.0; `large`: 4.00 times the distance; ")
     assert "variances of 4.00 times the measured ones at log-SNR > 2 (best: 0.90)" in elsewhere
 
 
 def test_what_goes_with_nothing_is_said_without_a_reason():
     rows = (row("sn", (5.0, 5.0)), row("npr", (6.0, 6.0), factor=1.05))
-    assert told(*rows) == ["Rule `npr`: 1.20 times the distance."]
+    assert told(*rows) == ["Rule `npr`: 1.20 times the distance.", UNEXPLAINED]
+
+
+def test_a_fact_that_a_tied_method_shares_is_no_reason():
+    """`small` is tied with the best, neighbour or not, and its variances are 3 times too large."""
+    best, loser = row("sn", (5.0, 7.0)), row("npr", (50.0, 52.0), factor=3.0)
+    reason = "goes with variances of 3.00 times the measured ones at log-SNR > 2 (best: 1.00)"
+    apart = row("small", (5.1, 6.9), factor=0.3)
+    assert reason in told(best, loser, apart)[1]
+    for tied_too in (row("small", (5.1, 6.9), factor=3.0), row("small", (5.1, 6.9), factor=3.0, formulation="ve")):
+        *_, line, last = told(best, loser, tied_too)
+        assert line.startswith("Rule `npr`: 8.50 times the distance.") and last == UNEXPLAINED
+    less = row("small", (5.1, 6.9), factor=2.0)
+    assert reason in told(best, loser, less)[1]
+
+
+def test_differences_of_bits_that_are_nothing_have_no_sentence():
+    rows = (row("sn", error=0.001), row("npr", rest=0.009, error=0.001), row("small", rest=0.02, error=0.001))
+    (line,) = told(*rows, merit=BITS)
+    assert line.startswith("Rule `small`: 0.02 more")
+
+
+def test_the_best_of_other_trajectories_is_told():
+    rows = [
+        row("sn", (5.0, 5.1)),
+        row("small", (8.0, 8.1)),
+        row("sn", (9.0, 9.1), trajectory="least_cost"),
+        row("large", (7.0, 7.1), trajectory="least_cost", formulation="ve"),
+    ]
+    text = verdict(results(*rows))
+    assert "* Best on `least_cost`: ve, large, least_cost, eta 1 with Frechet distance 7.05 ± 0.07." in text
+    assert "Best on `even`" not in text
 
 
 def test_ties_are_not_explained():
     rows = (row("sn", (5.0, 7.0)), row("npr", (5.1, 7.2), factor=5.0), row("small", (7.2, 5.2), factor=0.2))
-    assert told(*rows) == ["Not told apart from the best: `rule npr`, `rule small`."]
+    assert told(*rows) == ["Tied with the best: `rule npr`, `rule small`."]
 
 
 def test_there_are_never_too_many_sentences():
@@ -281,8 +231,9 @@ def test_there_are_never_too_many_sentences():
 def test_methods_far_apart_are_told_one_by_one():
     rows = [row("sn", (10.0, 10.0))]
     rows += [row(f"r{k}", (d, d), rest=r) for k, (d, r) in enumerate([(12.0, 0.1), (13.0, 0.15), (30.0, 0.31)])]
-    assert told(*rows) == ["Rule `r0`, `r1`: 1.20 to 1.30 times the distance.", "Rule `r2`: 3.00 times the distance."]
-    assert [line.split(", through")[0] for line in told(*rows, merit=BITS)] == [
+    near, far = "Rule `r0`, `r1`: 1.20 to 1.30 times the distance.", "Rule `r2`: 3.00 times the distance."
+    assert told(*rows) == [near, far, UNEXPLAINED]
+    assert [line.split(", because")[0] for line in told(*rows, merit=BITS)] == [
         "Rule `r0`, `r1`: 0.10 to 0.15 more",
         "Rule `r2`: 0.31 more",
     ]
@@ -292,63 +243,7 @@ def test_parts_that_are_half_as_far_above_are_named_too():
     """0.66 bits of size beside 0.5 of rest, then beside 0.2."""
     best = row("npr", (5.0, 5.0), rest=-1.0)
     (line,) = told(best, row("small", (6.0, 6.0), factor=0.5, rest=-0.5), merit=BITS)
-    assert "1.16 more, through the size (0.66 instead of 0.00; " in line and "the rest (-0.50 instead of -1.00;" in line
+    assert "1.16 more, because of the mean variance (size: 0.66 instead of 0.00; " in line
+    assert "and of differences between pixels, states and images (rest: -0.50 instead of -1.00;" in line
     (line,) = told(best, row("small", (6.0, 6.0), factor=0.5, rest=-0.8), merit=BITS)
-    assert "0.86 more, through the size (" in line and "the rest" not in line
-
-
-# ---- what may be missing
-
-
-def test_one_seed_is_told_and_judges_nothing():
-    text = verdict(results(row("sn", (5.0,)), row("small", (5.1,), factor=0.5)))
-    assert "**Samples**: without error bars no difference can be judged" in text
-    assert "With one seed there is no spread" in text and "score 3.00." in text
-    assert "(tie)" not in tables(text)[1][2][2]
-
-
-def test_no_bounds_anywhere():
-    found = results(row("sn", eta=0.0), row("small", (20.0, 22.0), eta=0.0))
-    text = verdict(found)
-    assert "no method of this comparison has a bound" in text and "## Bits/dim" not in text
-    assert tables(text)[0][1][2] == "–"
-    assert headline(found) == "best samples at K = 4: vp, sn, even, eta 0 (Frechet distance 11.0 +- 1.4)"
-
-
-def test_a_solver_without_a_rule_can_win():
-    solver = row(None, (5.0, 5.1), solver="heun", eta=None)
-    text = verdict(results(solver, row("sn", (9.0, 9.1))))
-    samples = tables(text)[1]
-    assert samples[1][0] == "**vp, heun, even**" and samples[1][3:6] == ["–"] * 3
-    assert samples[2][0] == "solver reverse_gaussian (sn, eta 1)"
-    assert "Best of each rule: `heun` 5.05, `sn` 9.05." in text
-    assert "the best in samples has no bound" in text
-
-
-def test_one_formulation_one_method():
-    text = verdict(results(row()))
-    assert [line[0] for line in tables(text)[0]] == ["best of", "**all**"]
-    assert "different networks" not in text and "told apart from all others" not in text
-    assert "**Samples**: no other method has this figure." in text and "best of 1 methods" not in text
-
-
-def test_nothing_at_the_shown_number_of_steps():
-    found = results(row(steps=2), shown=4)
-    assert "No method has finished at K = 4." in verdict(found) and "## Samples" not in verdict(found)
-    assert headline(found) == "no method has finished at K = 4."
-
-
-def test_tensorboard_renders_every_table_and_list():
-    rows = [
-        row(rule, (5.0 + k, 6.0 + k), formulation=f, trajectory=t, steps=s, factor=1.0 + 0.2 * k)
-        for f in ("vp", "ve")
-        for t in ("even", "least_cost")
-        for k, rule in enumerate(("small", "large", "analytic"))
-        for s in (2, 4)
-    ]
-    text = verdict(results(*rows))
-    html = markdown_to_safe_html(text)
-    assert html.count("<table>") == len(tables(text)) == 5
-    assert html.count("<li>") == sum(line.startswith("* ") for line in text.splitlines())
-    assert "|" not in html and "**" not in html and "## " not in html and "WARNING" not in html
-    assert len(text.splitlines()) < 80
+    assert "0.86 more, because of the mean variance (size: " in line and "(rest" not in line

@@ -36,12 +36,14 @@ class Drawn:
         first: the first batch with its steps, see `draw`.
         folder: where they lie, with their protocol.
         seconds: that this call took; finished batches are read, not drawn again.
+        drawing: seconds that drawing all batches took, whenever that was.
     """
 
     images: NDArray[Any]
     first: Arrays
     folder: Path
     seconds: float
+    drawing: float
 
 
 def samples_for(session: Session, path: ChosenPath | None = None) -> Drawn:
@@ -68,7 +70,8 @@ def samples_for(session: Session, path: ChosenPath | None = None) -> Drawn:
     results = list(sharded(parts, section.samples, section.batch_size, work, "sampling"))
     images = np.concatenate([result["samples"] for result in results])
     write_json(folder / "protocol.json", {**protocol, "samples": len(images), "batch_size": section.batch_size})
-    return Drawn(images, results[0], folder, time.perf_counter() - started)
+    drawing = sum(float(result["seconds"]) for result in results)
+    return Drawn(images, results[0], folder, time.perf_counter() - started, drawing)
 
 
 @torch.inference_mode()

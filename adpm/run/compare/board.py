@@ -25,7 +25,7 @@ from adpm.run.compare.results import Bound, Results, Row
 from adpm.run.report import Report, image_grid
 
 OVERVIEW, REAL = "_overview", "_real_images"
-"""The runs of what is about all methods, and of what perfect samples would score; they sort first."""
+"""The runs of what is about all methods, and of what as many real images score; they sort first."""
 
 VIEW = "?smoothing=0#text&_smoothingWeight=0"
 """Behind TensorBoard's address: texts first, and curves in all tabs as they are, where the default smooths them."""
@@ -264,9 +264,9 @@ def guide(results: Results) -> str:
     ]
     table = "\n".join(f"| {name} | {told} |" for name, told in rows)
     paragraphs = (
-        f"A run is a formulation and a variance rule; `{OVERVIEW}` is about all of them, and `{REAL}` is what real "
-        "images score. The end of a tag says how the steps were chosen, and eta (1 is DDPM, 0 is DDIM): "
-        f"{settings}. A tag means the same in every run.",
+        f"A run is a formulation and a variance rule; `{OVERVIEW}` is about all of them, and `{REAL}` is what as "
+        "many real images, drawn with replacement, score. The end of a tag says how the steps were chosen, and eta "
+        f"(1 is DDPM, 0 is DDIM): {settings}. A tag means the same in every run.",
         "The horizontal axis is the number of network calls per sample; under `steps` it is 100 times the log-SNR of "
         "the state that a step begins with, so that sampling runs from left (noise) to right (data).",
         "Set smoothing to 0. In Time Series, the table below a chart is about the step that the dotted line is at: "

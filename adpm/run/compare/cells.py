@@ -7,6 +7,7 @@ in the formulation's folder under names of its own, so that a killed comparison 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -85,6 +86,7 @@ class Cells:
         del trajectory["steps"]
         return {
             "layout": LAYOUT,
+            "solver": method.solver,
             "identity": session.model_identity,
             "head": session.sampler_model.head,
             "moments": moments_key(self.grid.root(method.formulation, None)),
@@ -106,7 +108,12 @@ class Cells:
     def _distance_identity(self) -> list[Any]:
         """What distances depend on besides the samples."""
         section = self.grid.config.distance
-        return [section.features, list(section.splits), state_hash(self.grid.features().state_dict())]
+        return [
+            self.grid.data_identity,
+            section.features,
+            list(section.splits),
+            state_hash(self.grid.features().state_dict()),
+        ]
 
     @cached_property
     def distance(self) -> FrechetDistance:
@@ -120,7 +127,7 @@ class Cells:
     def floor(self) -> list[float]:
         """What as many real images score, drawn with replacement once per seed; measured once."""
         size = self.grid.config.sampling.samples
-        key = digest([self._distance_identity, self.grid.any_root.model_identity["data"], size, list(self.grid.seeds)])
+        key = digest([self._distance_identity, size, list(self.grid.seeds)])
         file = self.grid.workdir / "cells" / f"floor-{key}.npz"
         arrays = read_arrays(file)
         if arrays is None:
@@ -130,21 +137,20 @@ class Cells:
 
     def measure(self, method: Method) -> list[str]:
         """Make the missing records of a method; returns what went wrong, in words."""
-        missing = self.missing(method)
         failed: list[str] = []
         paths: dict[int, ChosenPath] = {}
-        moments = self.moments(method) if missing else ""
-        for record in missing:
+        for record in self.missing(method):
             try:
+                moments = self.moments(method)
                 if record.steps not in paths:
                     paths[record.steps] = path_for(self.grid.session(method, record.steps, moments=moments))
                 path = paths[record.steps]
                 session = self.grid.session(method, record.steps, record.seed, moments)
                 arrays = bounded(session, path) if record.seed is None else self._drawn(session, path)
                 save_arrays(record.file, arrays)
-            except UserError as error:
+            except Exception as error:  # whatever one cell runs into, the others go on
                 what = "bound" if record.seed is None else f"seed {record.seed}"
-                failed.append(f"{method.name}, K = {record.steps}, {what}: {error}")
+                failed.append(f"{method.name}, K = {record.steps}, {what}: {in_words(error)}")
         return failed
 
     def moments(self, method: Method) -> str:
@@ -153,6 +159,9 @@ class Cells:
         moments_for(session)
         return str(moments_path(session))
 
+    def has_moments(self, method: Method) -> bool:
+        return moments_path(self.grid.root(method.formulation, None)).exists()
+
     def _drawn(self, session: Session, path: ChosenPath) -> Arrays:
         """Samples of a cell: their distance, what every step was like, and some of them in [0, 1]."""
         drawn = samples_for(session, path)
@@ -160,8 +169,7 @@ class Cells:
         return {
             "distance": np.array(self.distance(2.0 * data.to_unit(images) - 1.0)),
             "nfe": first["nfe"],
-            "seconds": np.array(drawn.seconds),
-            "samples": np.array(len(images)),
+            "seconds": np.array(drawn.drawing),
             "images": data.to_unit(images[:IMAGES]).numpy(),
             "strip": data.to_unit(torch.as_tensor(first["strip"])).numpy(),
             "t": path.times[1:],
@@ -169,6 +177,14 @@ class Cells:
             "variance": first["variance"][::-1],
             "clipped": first["clipped"].astype(np.float64)[::-1],
         }
+
+
+def in_words(error: Exception) -> str:
+    """A user's mistake as it is told; anything else with its kind, and in full in the log."""
+    if isinstance(error, UserError):
+        return str(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def bounded(session: Session, path: ChosenPath) -> Arrays:
@@ -183,7 +199,5 @@ def bounded(session: Session, path: ChosenPath) -> Arrays:
         "standard_error": np.array(np.nan if total.error is None else total.error),
         "terms": found.bits.mean(1),
         "per_image": found.bits.sum(0),
-        "t": path.times[1:],
-        "log_snr": session.process.log_snr(path.times[1:]),
         "clipped": found.clipped,
     }

@@ -1,4 +1,4 @@
-"""The grid of a comparison: which methods there are, which cannot exist and why, and a session for each."""
+"""The grid of a comparison: its methods, those that cannot exist as configured and why, and a session for each."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from adpm.run.metrics import FEATURES
 from adpm.run.paths import check_path
 from adpm.run.tables import Tables
 
-# Sections of a comparison that take the place of a formulation's own.
-SHARED = ("device", "precision", "compile", "moments", "rule", "trajectory", "sampling", "likelihood")
+# What in a comparison's config is about the comparison; the rest takes the place of a formulation's own.
+OWN = ("formulations", "grid", "distance", "shown", "processes")
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """Cells that cannot exist: a method at these numbers of steps, and why."""
+    """Cells that cannot exist as configured: a method at these numbers of steps, and why."""
 
     method: Method
     why: str
@@ -119,8 +119,9 @@ class Grid:
         key = (formulation, None if head is None else rule)
         if key not in self._roots:
             config = _load((section if head is None else head).config)
-            for name in SHARED:
+            for name in set(self.config) - set(OWN):
                 _replace(config, name, self.config[name])
+            config.moments.file = config.moments.ms_eps = ""  # a comparison measures its own
             config.seed = self.seeds[0]
             if section.pretrained:
                 config.network.pretrained = section.pretrained
@@ -135,6 +136,11 @@ class Grid:
         """A model of the comparison, for the data that all of them have in common."""
         method = next(iter(self.plan[0]))
         return self.root(method.formulation, method.rule)
+
+    @property
+    def data_identity(self) -> dict[str, Any]:
+        """What tells the data from other data; their range belongs to a model, and images are compared in [0, 1]."""
+        return data_identity(self.any_root)
 
     def session(self, method: Method, steps: int, seed: int | None = None, moments: str = "") -> Session:
         """A cell's session.
@@ -171,6 +177,14 @@ class Grid:
         return FEATURES[self.config.distance.features](self.any_root.data.shape)
 
 
+def data_identity(session: Session) -> dict[str, Any]:
+    """The fields of config.data less the range that the network sees."""
+    fields = dict(session.model_identity["data"])
+    for name in ("data.low", "data.high"):
+        fields.pop(name, None)
+    return fields
+
+
 def _load(source: str) -> ConfigDict:
     path, _, variant = source.partition(":")
     return load_config(path, variant)
@@ -189,10 +203,10 @@ def _check_axes(config: ConfigDict, tables: Tables) -> None:
     if not config.formulations:
         raise UserError("config.formulations is empty; name at least one, with formulation(...).")
     for name in config.formulations:
-        if not re.fullmatch(r"[\w.+]+", name) or name in RESERVED:
+        if not re.fullmatch(r"[\w+]+", name) or name in RESERVED:
             raise UserError(
-                f"config.formulations: '{name}' is no name for a folder; use letters, digits, '_', '+' and '.', "
-                f"but not {', '.join(RESERVED)}."
+                f"config.formulations: '{name}' is no name for a folder; use letters, digits, '_' and '+', but not "
+                f"{', '.join(RESERVED)}."
             )
     for axis in grid:
         if not len(grid[axis]):
@@ -210,6 +224,10 @@ def _check_axes(config: ConfigDict, tables: Tables) -> None:
     for axis, least in (("steps", 1), ("seeds", 0)):
         if not all(isinstance(value, int) and value >= least for value in grid[axis]):
             raise UserError(f"config.grid.{axis} = {tuple(grid[axis])} must be whole numbers of at least {least}.")
+    if not all(isinstance(eta, (int, float)) for eta in grid.etas):
+        raise UserError(f"config.grid.etas = {tuple(grid.etas)} must be numbers in [0, 1].")
+    if config.sampling.samples < 2:
+        raise UserError(f"config.sampling.samples = {config.sampling.samples} must be at least 2, for a distance.")
     if config.shown not in grid.steps:
         raise UserError(f"config.shown = {config.shown} must be one of config.grid.steps = {tuple(grid.steps)}.")
     if config.processes < 0:

@@ -1,11 +1,12 @@
 """The two figures of merit of a comparison, how they are told, and which differences between methods can be told.
 
 Less is better in both. `tied` is the one place that says whether a method differs from the best; tables and verdict
-ask it. The limit is twice the standard error of the difference,
+ask it. The limit is twice the standard error of the difference, or Student's t times it where seeds are few,
 
     Frechet distance   of differences taken seed by seed, because all methods share the noise of a seed. A few seeds say
-                       little about one pair, so the variance is pooled over all pairs among the best and the NEAREST
-                       that follow: error^2 = mean_pairs Var_seeds[d_m - d_n] / seeds. One seed: nothing is tied.
+                       little about one pair, so the variance is pooled over all pairs among the best and those that
+                       follow, up to NEAREST, while they are tied by it: error^2 = mean_pairs Var_seeds[d_m - d_n] /
+                       seeds. One seed: nothing is tied.
     bits/dim           of differences taken image by image, because all methods share the images (and the noise of
                        (image, t)): error^2 = Var_images[b_m - b_best] / images.
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from adpm.run.compare.results import Bound, Results, Row
 
@@ -25,27 +27,47 @@ NEAREST = 10
 
 
 @dataclass(frozen=True)
+class Chance:
+    """Of a difference between two methods.
+
+    Attributes:
+        error: its standard error.
+        limit: what it may be by chance in 95 % of cases.
+    """
+
+    error: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class Merit:
     """A figure of merit.
 
     Attributes:
         title: its name.
+        phrase: with a place for the figure.
         value: of a row; None where the method has none.
         error: what the ± of a table is; None where there is none.
-        errors: (best, others in rising order) -> standard error of each difference to the best, None where unknown.
-        rule: which methods are not told apart from the best, in words.
+        chance: (best, others in rising order) -> what chance has to do with each difference to the best, None where
+            that is unknown.
+        rule: which methods are tied with the best, in words.
     """
 
     title: str
+    phrase: str
     value: Callable[[Row], float | None]
     error: Callable[[Row], float | None]
-    errors: Callable[[Row, Sequence[Row]], list[float | None]]
+    chance: Callable[[Row, Sequence[Row]], list[Chance | None]]
     rule: Callable[[Results], str]
 
     def text(self, row: Row, sign: str = " ± ") -> str:
         """The figure with its ±; "–" where there is none."""
         value = self.value(row)
         return "–" if value is None else plus_minus(value, self.error(row), sign)
+
+    def told(self, row: Row, sign: str = " ± ") -> str:
+        """The figure with its ± and its name."""
+        return self.phrase.format(self.text(row, sign))
 
 
 def ranked(rows: Iterable[Row], merit: Merit) -> list[Row]:
@@ -55,15 +77,15 @@ def ranked(rows: Iterable[Row], merit: Merit) -> list[Row]:
 
 
 def tied(rows: Iterable[Row], merit: Merit) -> list[Row]:
-    """The best row and those that are not told apart from it; empty when no row has the figure."""
+    """The best row and those that are tied with it; empty when no row has the figure."""
     order = ranked(rows, merit)
     if not order:
         return []
     best, others = order[0], order[1:]
     return [best] + [
         row
-        for row, error in zip(others, merit.errors(best, others), strict=True)
-        if error is not None and (merit.value(row) or 0.0) - (merit.value(best) or 0.0) <= 2.0 * error
+        for row, chance in zip(others, merit.chance(best, others), strict=True)
+        if chance is not None and (merit.value(row) or 0.0) - (merit.value(best) or 0.0) <= chance.limit
     ]
 
 
@@ -87,24 +109,36 @@ def _rounded(value: float, places: int) -> str:
     return f"{round(value, places) + 0.0:.{max(places, 0)}f}"  # + 0.0: no minus before zero
 
 
-def _distance_errors(best: Row, others: Sequence[Row]) -> list[float | None]:
+def _of_distances(best: Row, others: Sequence[Row]) -> list[Chance | None]:
     seeds = len(best.distances)
     if seeds < 2:
         return [None] * len(others)
-    distances = np.array([row.distances for row in (best, *others[:NEAREST])])
+    near = [best, *others[:1]]
+    for row in others[1:NEAREST]:
+        if row.distance - best.distance > _pooled(near).limit:
+            break  # what is far off, and perhaps noisy, says nothing about those that are near
+        near.append(row)
+    return [_pooled(near)] * len(others)
+
+
+def _pooled(rows: Sequence[Row]) -> Chance:
+    """Of the difference of any two of the rows."""
+    distances = np.array([row.distances for row in rows])
+    methods, seeds = distances.shape
     own = distances - distances.mean(1, keepdims=True)
     rest = own - own.mean(0)  # neither the method's nor the seed's: half the variance of a difference
-    variance = 2.0 * np.square(rest).sum() / (max(len(rest) - 1, 1) * (seeds - 1))
-    return [float(np.sqrt(variance / seeds))] * len(others)
+    freedom = max(methods - 1, 1) * (seeds - 1)
+    error = float(np.sqrt(2.0 * np.square(rest).sum() / freedom / seeds))
+    return Chance(error, float(student_t.ppf(0.975, freedom)) * error)
 
 
 def _distance_rule(results: Results) -> str:
     if len(results.seeds) < 2:
         return "With one seed there is no spread to judge differences by."
     return (
-        "Two methods are not told apart if they differ by less than twice the standard error of their difference, "
-        "taken seed by seed because methods share their noise, its variance pooled over all pairs among the best and "
-        f"the {NEAREST} next to it."
+        "Two methods are tied if they differ by less than chance allows in 95 % of cases (Student's t times the "
+        "standard error of their difference), taken seed by seed (paired) because methods share their noise, its "
+        f"variance pooled over all pairs among the best and those tied with it ({NEAREST} at most)."
     )
 
 
@@ -116,23 +150,31 @@ def _bits_error(row: Row) -> float | None:
     return None if row.bound is None else row.bound.total.error
 
 
-def _bits_errors(best: Row, others: Sequence[Row]) -> list[float | None]:
-    return [_paired_error(best.bound, row.bound) for row in others]
+def _of_bits(best: Row, others: Sequence[Row]) -> list[Chance | None]:
+    return [_paired(best.bound, row.bound) for row in others]
 
 
-def _paired_error(one: Bound | None, other: Bound | None) -> float | None:
+def _paired(one: Bound | None, other: Bound | None) -> Chance | None:
     if one is None or other is None or one.images != other.images or one.images < 2:
         return None
     difference = one.per_image - other.per_image
-    return float(difference.std(ddof=1) / math.sqrt(one.images))
+    error = float(difference.std(ddof=1) / math.sqrt(one.images))
+    return Chance(error, 2.0 * error)
 
 
 def _bits_rule(results: Results) -> str:
     return (
-        "Two methods are not told apart if they differ by less than twice the standard error of their difference, "
-        "taken image by image."
+        "Two methods are tied if they differ by less than twice the standard error of their difference, "
+        "taken image by image (paired)."
     )
 
 
-DISTANCE = Merit("Frechet distance", lambda row: row.distance, lambda row: row.spread, _distance_errors, _distance_rule)
-BITS = Merit("bits/dim", _bits, _bits_error, _bits_errors, _bits_rule)
+DISTANCE = Merit(
+    "Frechet distance",
+    "Frechet distance {}",
+    lambda row: row.distance,
+    lambda row: row.spread,
+    _of_distances,
+    _distance_rule,
+)
+BITS = Merit("bits/dim", "{} bits/dim", _bits, _bits_error, _of_bits, _bits_rule)

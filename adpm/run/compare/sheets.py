@@ -86,13 +86,13 @@ def _full(value: float | None) -> str:
 
 
 def left_out(skipped: Sequence[Skipped]) -> str:
-    """skipped.md: the methods of every reason; empty when nothing was left out."""
+    """skipped.md: the methods of every reason; empty when all were run."""
     reasons: dict[str, list[str]] = {}
     for item in skipped:
         told = f"* {item.method.title}; K = {', '.join(map(str, item.steps))}"
         reasons.setdefault(item.why, []).append(told)
     parts = [f"{why}\n\n" + "\n".join(names) + "\n" for why, names in reasons.items()]
-    return "\n".join(["Left out, because they cannot exist.\n", *parts]) if parts else ""
+    return "\n".join(["Not run; the reason stands above each list.\n", *parts]) if parts else ""
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,10 @@ def sheet(results: Results, name: str, merit: Merit, first: Cell | None = None, 
 
     lines = [(tuple(axes[a](m) for a in axes), tuple(cell(m, k) for k in budgets)) for m in methods]
     if first is not None:
-        lines.insert(0, (("real images", *[""] * (len(axes) - 1)), (first,) * len(budgets)))
+        lines.insert(0, (("real images (bootstrap)", *[""] * (len(axes) - 1)), (first,) * len(budgets)))
     same = [f"{axis} {told}" for axis in AXES if axis not in axes and (told := AXES[axis](methods[0]))]
     of_all = f" All with {', '.join(same)}." if same else ""
-    bold = "In bold: the least of a column, and what is not told apart from it."
+    bold = "In bold: the least of a column, and what is tied with it."
     caption = f"{about}{of_all} {bold} {merit.rule(results)}"
     return Sheet(name, caption, tuple(axes), budgets, tuple(lines))
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from adpm.errors import UserError
+from adpm.errors import UserError, lookup
 from adpm.run.compare.board import VIEW, write_board
-from adpm.run.compare.cells import Cells
+from adpm.run.compare.cells import Cells, in_words
 from adpm.run.compare.figures import save_figures
-from adpm.run.compare.grid import Grid, Skipped
+from adpm.run.compare.grid import Grid, Skipped, data_identity
 from adpm.run.compare.method import Method
 from adpm.run.compare.results import Results, collect, rows_of
 from adpm.run.compare.sheets import write_tables
-from adpm.run.compare.verdict import headline, verdict
+from adpm.run.compare.verdict import headline, sections, verdict
 from adpm.run.device import resolve_device
 from adpm.run.files import check_writable, write_whole
 from adpm.run.pool import available, side_by_side
@@ -28,7 +30,8 @@ def compare(config: ConfigDict, workdir: Path, tables: Tables) -> None:
     """Measure what is missing, report everything.
 
     Raises:
-        UserError: for a config that is wrong, or when no cell of it can exist; after the report, when cells failed.
+        UserError: for a config that is wrong, or when no cell of it can exist as configured; after the report, when
+            cells failed.
     """
     check_writable(workdir)
     grid = Grid(config, workdir, tables)
@@ -36,7 +39,9 @@ def compare(config: ConfigDict, workdir: Path, tables: Tables) -> None:
     _tell_skipped(grid)
     if not methods:
         raise UserError("no cell of this comparison can exist: see the reasons above.")
-    _same_data(grid)
+    if not any(config.shown in steps for steps in methods.values()):
+        raise UserError(f"config.shown = {config.shown}: no method can take so many steps, for the reasons above.")
+    _check_data(grid)
     cells = Cells(grid)
     failed = _measure(cells)
     results = collect(cells)
@@ -49,7 +54,7 @@ def compare(config: ConfigDict, workdir: Path, tables: Tables) -> None:
 
 
 def _tell_skipped(grid: Grid) -> None:
-    """The cells that cannot exist, by name, under the reason that they share."""
+    """The cells that cannot exist as configured, by name, under the reason that they share."""
     _, skipped = grid.plan
     if not skipped:
         return
@@ -57,18 +62,21 @@ def _tell_skipped(grid: Grid) -> None:
     for item in skipped:
         at = "" if item.steps == grid.steps else f" at K = {', '.join(map(str, item.steps))}"
         reasons.setdefault(item.why, []).append(item.method.name + at)
-    say(f"left out, because they cannot exist ({len({item.method for item in skipped})} methods):")
+    say(f"not run ({len({item.method for item in skipped})} methods):")
     for why, names in reasons.items():
         say(f"  {', '.join(names)}:\n    {why}")
 
 
-def _same_data(grid: Grid) -> None:
-    """Distances and bits/dim compare models of the same data only."""
+def _check_data(grid: Grid) -> None:
+    """Distances and bits/dim compare models of the same data only, in splits that it has."""
     methods, _ = grid.plan
-    data = {method.formulation: grid.root(method.formulation, None).data for method in methods}
-    kinds = {name: (found.name, found.shape, found.levels) for name, found in data.items()}
-    if len(set(kinds.values())) > 1:
-        told = ", ".join(f"{name}: {kind[0]} {kind[1]}" for name, kind in kinds.items())
+    roots = {method.formulation: grid.root(method.formulation, None) for method in methods}
+    names = {"distance.splits": grid.config.distance.splits, "likelihood.split": (grid.config.likelihood.split,)}
+    for field, splits in names.items():
+        for name in splits:
+            lookup(grid.any_root.data.splits, name, f"config.{field}")
+    if any(data_identity(root) != grid.data_identity for root in roots.values()):
+        told = ", ".join(f"{name}: {root.data.name} {root.data.shape}" for name, root in roots.items())
         raise UserError(f"config.formulations are models of different data ({told}); compare models of the same.")
 
 
@@ -76,21 +84,37 @@ def _measure(cells: Cells) -> list[str]:
     """Make the missing records; returns what went wrong."""
     grid = cells.grid
     wanted = [method for method in grid.plan[0] if cells.missing(method)]
-    if not wanted:
-        return []
-    say(f"{len(wanted)} of {len(grid.plan[0])} methods have cells to measure.")
-    processes = grid.config.processes or available(resolve_device(grid.config.device))
-    given = (grid.config, grid.workdir, grid.tables)
-    # moments first, one formulation a process: methods share them
-    first = list({method.formulation: method for method in wanted}.values())
-    for method, _ in side_by_side(_moments, first, min(processes, len(first)), _begin, *given):
-        say(f"moments of {method.formulation}: ready.")
+    # methods share moments, and the figures want them even when nothing else is missing
+    first = {method.formulation: method for method in grid.plan[0] if method in wanted or not cells.has_moments(method)}
     failed: list[str] = []
-    done = side_by_side(_work, wanted, min(processes, len(wanted)), _begin, *given)
-    for method, wrong in progress(done, total=len(wanted), what="methods"):
+    if first:
+        say(f"{len(wanted)} of {len(grid.plan[0])} methods have cells to measure.")
+    for method, wrong in _side_by_side(grid, _moments, list(first.values())):
+        say(f"moments of {method.formulation}: {wrong or 'ready'}.")
+    for method, wrong in progress(_side_by_side(grid, _work, wanted), total=len(wanted), what="methods"):
         say(f"{method.title}: {_told(cells, method)}" + (f"; {len(wrong)} cells failed." if wrong else "."))
         failed += wrong
     return failed
+
+
+def _side_by_side(grid: Grid, work: Callable[[Method], Any], methods: list[Method]) -> Iterator[tuple[Method, Any]]:
+    """In as many processes as the config says, however many are left to do: figures depend on the threads of one.
+
+    Raises:
+        UserError: when a process is ended by the system.
+    """
+    if not methods:
+        return
+    processes = grid.config.processes or available(resolve_device(grid.config.device))
+    if processes > 1:
+        processes = max(2, min(processes, len(methods)))
+    try:
+        yield from side_by_side(work, methods, processes, _begin, grid.config, grid.workdir, grid.tables)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process was ended by the system, perhaps for want of memory; the same command goes on where it stopped, "
+            f"with fewer processes by --config.processes (now {processes})."
+        ) from error
 
 
 def _told(cells: Cells, method: Method) -> str:
@@ -109,9 +133,14 @@ def _begin(config: ConfigDict, workdir: Path, tables: Tables) -> None:
     _CELLS[:] = [Cells(Grid(config, workdir, tables))]
 
 
-def _moments(method: Method) -> None:
+def _moments(method: Method) -> str:
+    """What went wrong, in words; every cell of the formulation will say it again."""
     with _aside(f"moments-{method.formulation}"):
-        _CELLS[0].moments(method)
+        try:
+            _CELLS[0].moments(method)
+        except Exception as error:
+            return in_words(error)
+    return ""
 
 
 def _work(method: Method) -> list[str]:
@@ -130,16 +159,17 @@ def _aside(name: str) -> Iterator[None]:
 
 def report(results: Results, skipped: Sequence[Skipped], workdir: Path) -> None:
     """Tables, figures and TensorBoard."""
-    write_tables(results, skipped, workdir / "tables")
-    text = verdict(results)
-    write_whole(workdir / "tables" / "verdict.md", lambda path: path.write_text(text))
+    folder = workdir / "tables"
+    write_tables(results, skipped, folder)
+    write_whole(folder / "verdict.md", lambda path: path.write_text(verdict(results), encoding="utf-8"))
     figures = save_figures(results, workdir / "figures")
-    names = ("verdict", "frechet_distance", "bits_per_dim", "skipped")
-    files = {name: workdir / "tables" / f"{name}.md" for name in names}
-    texts = {name: file.read_text() for name, file in files.items() if file.exists()}
+    files = {name: folder / f"{name}.md" for name in ("frechet_distance", "bits_per_dim", "skipped")}
+    tables = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.exists()}
+    # a card of TensorBoard shows ten lines of a text
+    texts = {**sections(results), **tables}
     write_board(results, figures, texts, workdir / "tensorboard")
     say(headline(results))
-    say(f"tables:      {workdir / 'tables'}")
+    say(f"tables:      {folder}")
     say(f"figures:     {workdir / 'figures'}")
-    say(f"verdict:     {files['verdict']}")
+    say(f"verdict:     {folder / 'verdict.md'}")
     say(f"TensorBoard: tensorboard --logdir {workdir / 'tensorboard'}, then open http://localhost:6006/{VIEW}")

@@ -40,8 +40,8 @@ def save_figures(results: Results, folder: Path) -> dict[str, Figure]:
 
 
 FIGURES: dict[str, Builder] = {
-    "quality": styled(quality),
     "quality_shown": styled(quality_shown),
+    "quality": styled(quality),
     "quality_distance": styled(quality_distance),
     "quality_bits": styled(quality_bits),
     "trajectories": styled(trajectories),

@@ -51,7 +51,7 @@ _MARKERS = ("s", "^", "o", "D", "v", "X", "P", "*", "<", ">", "p")
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 """Of settings, where several share axes."""
 
-FLOOR: dict[str, Any] = {"color": "#d0d0d0", "linewidth": 0, "zorder": 0, "label": "real images"}
+FLOOR: dict[str, Any] = {"color": "#d0d0d0", "linewidth": 0, "zorder": 0, "label": "real images (bootstrap)"}
 """The band of what real images score."""
 
 _UP: dict[str, Any] = {"marker": CARETUP, "linestyle": "none"}

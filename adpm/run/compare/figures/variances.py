@@ -75,7 +75,10 @@ def reverse_variance(results: Results) -> Figure | None:
     look, shown = looks(results), {row.method.sampler for row in rows}
     legend_of(figure, [key(look[name], name) for name in look if name in shown] + list(notes.values()))
     told = f"Variance of the reverse steps, K = {results.shown}, {setting.title}"
-    figure.suptitle(f"{told}: the optimal one lies in the grey band")
+    figure.suptitle(
+        f"{told}.\nThe best single variance per step lies in the grey band; "
+        "heads may leave it\nwhere the network errs more than the best linear guess"
+    )
     return figure
 
 

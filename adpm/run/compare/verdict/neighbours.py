@@ -23,7 +23,7 @@ class Neighbour:
         axis: which.
         value: what it chose, for people.
         row, anatomy: its figures, and what they are made of.
-        apart: whether it is told apart from the best; True where that cannot be judged.
+        apart: whether it is not tied with the best; True where that cannot be judged.
     """
 
     axis: str
@@ -35,11 +35,19 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """The best row by a figure of merit, and its neighbours: axes in the order of AXES, best first in each."""
+    """The best row by a figure of merit, and its neighbours: axes in the order of AXES, best first in each.
+
+    Attributes:
+        merit: the figure.
+        best, anatomy: the best row, and what it is made of.
+        tied: anatomies of all rows that are tied with it, neighbours or not.
+        others: the neighbours.
+    """
 
     merit: Merit
     best: Row
     anatomy: Anatomy
+    tied: tuple[Anatomy, ...]
     others: tuple[Neighbour, ...]
 
     @classmethod
@@ -55,7 +63,8 @@ class Neighbourhood:
                 seen.add(key)
                 apart = all(row is not other for other in alike)
                 others.append(Neighbour(axis, choice(row.method, axis), row, _anatomy(results, row), apart))
-        return cls(merit, best, _anatomy(results, best), tuple(others))
+        equals = tuple(_anatomy(results, row) for row in alike[1:])
+        return cls(merit, best, _anatomy(results, best), equals, tuple(others))
 
     @property
     def value(self) -> float:

@@ -1,7 +1,8 @@
 """What the figures of the methods next to the best one go with, in sentences.
 
 Every sentence is about a group of methods that differ from the best one in the same choice. Of samples it names what
-all of them have and the best has not; that is no proof of a cause. Bounds are sums, so there the parts are the reason.
+all of them have, and neither the best nor a method that is tied with it; that is no proof of a cause. Bounds are sums,
+so there the parts are the reason.
 """
 
 from __future__ import annotations
@@ -20,26 +21,32 @@ MOST = 6
 """Sentences."""
 ELSEWHERE = ("trajectory", "eta")
 """Axes for which the rules are compared once more: on the other value's side a rule may do otherwise."""
+NOTHING = 0.01
+"""Bits/dim; a smaller difference is not worth a sentence."""
+UNEXPLAINED = "These figures do not explain the differences in samples."
 SPLIT = 2.0
 """Methods further apart than that are told of one by one."""
 _PARTS = ("path", "size", "rest")
 _LEAST = 1e-12
+_GOES = "; goes with "
 
 
 def sentences(around: Neighbourhood, results: Results, rows: Sequence[Row]) -> list[str]:
-    """At most MOST of them; those about other networks and solvers come last.
+    """At most MOST of them, and one more if none has a reason for samples; other networks and solvers come last.
 
     Args:
         around: the best row and its neighbours.
         results, rows: where they come from.
     """
     alike = [f"{other.axis} {other.value}" for other in around.others if not other.apart]
-    out = [f"Not told apart from the best: {listed(alike, 8)}."] if alike else []
+    out = [f"Tied with the best: {listed(alike, 8)}."] if alike else []
     for axis in AXES:
         out += [f"{axis.capitalize()} {told}." for told in _groups(around, axis)]
         there = [other for other in around.others if other.axis == axis and axis in ELSEWHERE]
         out += [told for other in there if (told := _elsewhere(around, other, results, rows))]
-    return out[:MOST]
+    silent = around.merit is DISTANCE and not any(_GOES in line for line in out[:MOST])
+    losing = any(other.apart for other in around.others)
+    return out[:MOST] + ([UNEXPLAINED] if silent and losing else [])
 
 
 def _elsewhere(around: Neighbourhood, other: Neighbour, results: Results, rows: Sequence[Row]) -> str:
@@ -50,7 +57,7 @@ def _elsewhere(around: Neighbourhood, other: Neighbour, results: Results, rows: 
         return ""
     best = f"`{found.best.method.sampler}` is best with {around.merit.text(found.best)}"
     alike = [item.value for item in found.others if not item.apart]
-    parts = [best, *([f"not told apart from it: {listed(alike)}"] if alike else []), *_groups(found, "rule")]
+    parts = [best, *([f"tied with it: {listed(alike)}"] if alike else []), *_groups(found, "rule")]
     return f"Rules with {other.axis} {other.value}: {'; '.join(parts)}."
 
 
@@ -60,7 +67,7 @@ def _groups(around: Neighbourhood, axis: str) -> list[str]:
     return {DISTANCE: _of_distances, BITS: _of_bits}[around.merit](around, group)
 
 
-# Samples: facts of which all members of a group are off to the same side.
+# Samples: facts of which all members of a group are off to the same side, and farther than all that is tied.
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class _Fact:
     """A number of an anatomy.
 
     Attributes:
-        value: >= 0, or None where there is none.
+        value: > 0, or None where there is none; 0, of steps that add no noise by construction, is none.
         told: the fact of a group with these values, next to the best's.
         factor: from which on a value is off.
         text: of a value.
@@ -100,16 +107,25 @@ _FACTS = (
 def _off(fact: _Fact, best: Anatomy, other: Anatomy) -> float:
     """log(other/best) where it is off, else 0."""
     mine, theirs = fact.value(best), fact.value(other)
-    if mine is None or theirs is None:
+    if not mine or not theirs:
         return 0.0
-    off = math.log(max(theirs, _LEAST) / max(mine, _LEAST))
+    off = math.log(theirs / mine)
     return off if abs(off) >= math.log(fact.factor) else 0.0
+
+
+def _separating(fact: _Fact, around: Neighbourhood, members: Sequence[Anatomy]) -> float:
+    """By how much all members are off to the same side, at least; 0 if a method tied with the best is as far off."""
+    offs = [_off(fact, around.anatomy, member) for member in members]
+    side = math.copysign(1.0, offs[0])
+    least = min(side * off for off in offs)
+    known = max((side * _off(fact, around.anatomy, equal) for equal in around.tied), default=0.0)
+    return side * least if least > max(known, 0.0) + 1e-6 else 0.0  # a difference of rounding is none
 
 
 def _of_distances(around: Neighbourhood, group: Sequence[Neighbour]) -> list[str]:
     grouped: dict[tuple[int, bool] | None, list[Neighbour]] = {}
     for other in group:
-        offs = [_off(fact, around.anatomy, other.anatomy) for fact in _FACTS]
+        offs = [_separating(fact, around, [other.anatomy]) for fact in _FACTS]
         largest = max(range(len(offs)), key=lambda index: abs(offs[index]))
         grouped.setdefault((largest, offs[largest] > 0) if offs[largest] else None, []).append(other)
     return [_distances(around, near) for members in grouped.values() for near in _near(around, members)]
@@ -129,23 +145,20 @@ def _near(around: Neighbourhood, members: Sequence[Neighbour]) -> list[list[Neig
 
 def _distances(around: Neighbourhood, members: Sequence[Neighbour]) -> str:
     times = [other.row.distance / max(around.value, _LEAST) for other in members]
-    facts = _shared_facts(around.anatomy, [other.anatomy for other in members])
+    facts = _shared_facts(around, [other.anatomy for other in members])
     told = f"{_names(members)}: {_span(times)} times the distance"
-    return f"{told}; goes with {' and '.join(facts[:2])}" if facts else told
+    return f"{told}{_GOES}{' and '.join(facts[:2])}" if facts else told
 
 
-def _shared_facts(best: Anatomy, members: Sequence[Anatomy]) -> list[str]:
-    """In what all members are off to the same side, largest first."""
-    if not best.noisy and all(member.noisy for member in members):
-        noises = [member.last_noise for member in members if member.last_noise is not None]
-        return [f"added noise that the steps left must remove, the last of {_span(noises)} sigma (best: none)"]
+def _shared_facts(around: Neighbourhood, members: Sequence[Anatomy]) -> list[str]:
+    """What separates all members from the best and its equals, largest first."""
     found = []
     for fact in _FACTS:
-        offs = [_off(fact, best, member) for member in members]
-        if all(off > 0 for off in offs) or all(off < 0 for off in offs):
+        off = _separating(fact, around, members)
+        if off:
             values = [value for member in members if (value := fact.value(member)) is not None]
-            told = fact.told.format(span(values, list(map(fact.text, values))), fact.text(fact.value(best) or 0.0))
-            found.append((min(map(abs, offs)), told))
+            best = fact.text(fact.value(around.anatomy) or 0.0)
+            found.append((abs(off), fact.told.format(span(values, list(map(fact.text, values))), best)))
     return [told for _, told in sorted(found, key=lambda item: -round(item[0], 6))]
 
 
@@ -157,7 +170,7 @@ def _of_bits(around: Neighbourhood, group: Sequence[Neighbour]) -> list[str]:
         return []
     grouped: dict[tuple[tuple[str, ...], bool], list[Neighbour]] = {}
     for other in group:
-        if other.anatomy.bits is not None:
+        if other.anatomy.bits is not None and around.figure(other.row) - around.value >= NOTHING:
             causes = _causes(around.anatomy.bits, other.anatomy.bits)
             side = "size" in causes and _farthest(other.anatomy)[0] < 1.0  # too small and too large are two stories
             grouped.setdefault((causes, side), []).append(other)
@@ -182,8 +195,16 @@ def _bounds(around: Neighbourhood, best: Bits, causes: Sequence[str], others: Se
     parts = []
     for part in causes:
         values = _bits_span([getattr(other.anatomy.bits, part) for other in others])
-        parts.append(f"the {part} ({values} instead of {bits(getattr(best, part))}{_DETAIL[part](around, others)})")
-    return f"{_names(others)}: {more} more" + (f", through {', '.join(parts)}" if parts else "")
+        detail = f"{part}: {values} instead of {bits(getattr(best, part))}{_DETAIL[part](around, others)}"
+        parts.append(f"{_CAUSE[part]} ({detail})")
+    return f"{_names(others)}: {more} more" + (f", because of {' and of '.join(parts)}" if parts else "")
+
+
+_CAUSE = {
+    "path": "where the steps lie",
+    "size": "the mean variance",
+    "rest": "differences between pixels, states and images",
+}
 
 
 def _path_detail(around: Neighbourhood, others: Sequence[Neighbour]) -> str:

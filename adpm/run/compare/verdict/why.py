@@ -70,7 +70,6 @@ class Anatomy:
         bits: None without a bound.
         last_noise: standard deviation of the noise of the last noisy step over the sigma of where it lands: above 1,
             the one call that follows is told of less noise than there is. None for a single step.
-        noisy: whether any step adds noise.
         clipped: mean share, over steps, of the values that the rule's bounds changed.
         end: log-SNR of the last call.
     """
@@ -78,7 +77,6 @@ class Anatomy:
     ratios: tuple[float | None, ...]
     bits: Bits | None
     last_noise: float | None
-    noisy: bool
     clipped: float
     end: float
 
@@ -91,7 +89,6 @@ def anatomy(row: Row, formulation: Formulation) -> Anatomy:
         (None,) * len(BANDS) if steps is None else steps.ratios(),
         None if steps is None or row.bound is None else steps.bits(),
         float(np.sqrt(max(row.variance[1], 0.0))) / sigma if len(row.times) > 1 else None,
-        bool(np.any(row.variance[1:] > 0.0)),
         float(row.clipped.mean()),
         float(row.log_snr[0]),
     )
