@@ -1,14 +1,18 @@
 # make demo   samples from the shipped digits model         make test   the tests
 # make lint   ruff and mypy                                 make test-all   with full-width networks
+# make tour   trains, measures and samples in eleven minutes, and writes docs/tour.md about it
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint format install clean
+.PHONY: demo tour test test-all lint format install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python main.py --config=configs/digits.py --mode=sample
+
+tour: $(VENV)/.installed
+	$(BIN)/python -m docs.tour
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow"

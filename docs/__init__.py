@@ -1,0 +1,1 @@
+"""The tour: `python -m docs.tour` runs it and writes docs/tour.md."""
