@@ -259,7 +259,11 @@ def test_ctrl_c_leaves_nobody_at_work(config, tmp_path):
     while not list((tmp_path / "run" / "logs").glob("*.txt")) and time.monotonic() < end:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    try:
+        _, told = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == 130 and "run the same command again" in told and "Traceback" not in told
     end = time.monotonic() + 60
     while (left := _at_work(process.pid)) and time.monotonic() < end:

@@ -131,6 +131,12 @@ def test_columns_are_the_choices_that_there_are(tmp_path):
     assert "eta 1" in text and "64 images of the test split" in text
 
 
+def test_the_caption_claims_no_solver_that_some_have_not(tmp_path):
+    write_tables(results(row("sn"), row(None, (20.0, 22.0), solver="euler_maruyama", eta=None)), [], tmp_path)
+    text = (tmp_path / "frechet_distance.md").read_text()
+    assert "All with formulation vp, trajectory even." in text and "solver" not in text.rpartition("All with")[2]
+
+
 def test_a_solver_without_a_rule_stands_in_the_rules_column(tmp_path):
     rows = (row("sn"), row(None, (20.0, 22.0), solver="euler_maruyama", eta=None))
     write_tables(results(*rows), [], tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adpm.run.pool import available, side_by_side
+from adpm.run.pool import _uninterrupted, available, side_by_side
 
 _STARTED: list[object] = []
 
@@ -47,6 +47,15 @@ def test_one_process_is_this_one():
 def test_a_mistake_in_the_work_comes_through(processes):
     with pytest.raises(ZeroDivisionError, match="item 2"):
         list(side_by_side(fail, [1, 2, 3], processes, start))
+
+
+def test_ctrl_c_while_processes_start_is_not_lost():
+    """It is heard as soon as they have started, and not by them."""
+    with pytest.raises(KeyboardInterrupt), _uninterrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        child = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('deaf')"]
+        heard = subprocess.run(child, capture_output=True, text=True, check=False)
+        assert heard.stdout == "deaf\n"
 
 
 def test_a_gpu_has_one_process():

@@ -56,15 +56,15 @@ def side_by_side(
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Processes that start in here never hear Ctrl-C, not even while they import: this one does."""
-    if threading.current_thread() is not threading.main_thread():
+    """Processes that start in here never hear Ctrl-C, not even while they import; this one hears it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what starts now inherits it
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(watched: Connection, start: Callable[..., None], given: tuple[Any, ...]) -> None:

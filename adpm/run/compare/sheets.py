@@ -175,7 +175,8 @@ def sheet(results: Results, name: str, merit: Merit, first: Cell | None = None, 
     lines = [(tuple(axes[a](m) for a in axes), tuple(cell(m, k) for k in budgets)) for m in methods]
     if first is not None:
         lines.insert(0, (("real images (bootstrap)", *[""] * (len(axes) - 1)), (first,) * len(budgets)))
-    same = [f"{axis} {told}" for axis in AXES if axis not in axes and (told := AXES[axis](methods[0]))]
+    common = {axis: {of(method) for method in methods} for axis, of in AXES.items() if axis not in axes}
+    same = [f"{axis} {told}" for axis, (told, *others) in common.items() if told and not others]
     of_all = f" All with {', '.join(same)}." if same else ""
     bold = "In bold: the least of a column, and what is tied with it."
     caption = f"{about}{of_all} {bold} {merit.rule(results)}"
