@@ -245,7 +245,7 @@ def test_killed_at_random_and_continued(config, tmp_path):
     assert everything_but_clocks(tmp_path / "killed") == everything_but_clocks(tmp_path / "whole")
 
 
-def test_ctrl_c_leaves_nobody_at_work(config, tmp_path):
+def test_ctrl_c_leaves_nobody_at_work(config, tmp_path, ctrl_c):
     command = [sys.executable, "main.py", f"--config={config}", "--mode=compare", f"--workdir={tmp_path / 'run'}"]
     process = subprocess.Popen(
         [*command, "--config.processes=2", "--config.sampling.samples=100000"],

@@ -49,7 +49,7 @@ def test_a_mistake_in_the_work_comes_through(processes):
         list(side_by_side(fail, [1, 2, 3], processes, start))
 
 
-def test_ctrl_c_while_processes_start_is_not_lost():
+def test_ctrl_c_while_processes_start_is_not_lost(ctrl_c):
     """It is heard as soon as they have started, and not by them."""
     with pytest.raises(KeyboardInterrupt), _uninterrupted():
         os.kill(os.getpid(), signal.SIGINT)
@@ -83,7 +83,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_nobody_outlives_the_process_that_started_them(tmp_path, how):
+def test_nobody_outlives_the_process_that_started_them(tmp_path, ctrl_c, how):
     script, folder = tmp_path / "parent.py", tmp_path / "pids"
     script.write_text(PARENT)
     folder.mkdir()
