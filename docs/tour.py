@@ -227,7 +227,8 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, default=Path("runs/tour"))
     parser.add_argument("--page", type=Path, default=Path("docs/tour.md"))
     options, more = parser.parse_known_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for ending in (signal.SIGINT, signal.SIGTERM):  # a background job is born deaf to SIGINT, and so are its commands
+        signal.signal(ending, signal.default_int_handler)
     try:
         take(options.workdir, options.page, more)
     except CommandFailed as failure:

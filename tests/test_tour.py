@@ -74,7 +74,7 @@ def test_a_difference_is_told_by_its_sign_and_size(new, told):
 
 
 @pytest.fixture
-def script(tmp_path, monkeypatch):
+def script(tmp_path, monkeypatch, ctrl_c):
     """A main.py that does what its options say, in a folder of its own."""
     (tmp_path / "main.py").write_text(SCRIPT)
     monkeypatch.chdir(tmp_path)

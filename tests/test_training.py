@@ -207,7 +207,7 @@ def test_a_damaged_state_is_named(tmp_path):
         make_trainer(session)
 
 
-def test_ctrl_c_saves_and_continues(tmp_path):
+def test_ctrl_c_saves_and_continues(tmp_path, ctrl_c):
     """A real process, a real signal: exit code 130, the state saved, and the same command continues."""
     argv = arguments(tmp_path, 100_000, "--config.train.save_every=7", "--config.train.test_every=100000")
     process = subprocess.Popen(
