@@ -74,7 +74,7 @@ def row(
         cost = step_nats(kernel, variance[1:], V) / math.log(2.0)
         cost[:1] += rest
         terms = np.concatenate([[DATA], cost, [PRIOR]])
-        found = Bound(BitsPerDim(float(terms.sum()), error), terms, np.full(steps, clipped), per_image(terms, error))
+        found = Bound(BitsPerDim(float(terms.sum()), error), terms, per_image(terms, error))
     return Row(
         Method(formulation, rule, trajectory, solver, eta),
         steps,

@@ -51,7 +51,7 @@ def row_of(of: Method, steps: int, number: int) -> Row:
         clipped=np.linspace(0.0, 0.5, steps),
         images=images,
         strip=images[:5, None].repeat(min(steps, 4), axis=1),
-        bound=Bound(total, terms, np.zeros(steps), np.full(9, total.mean)) if of.eta else None,
+        bound=Bound(total, terms, np.full(9, total.mean)) if of.eta else None,
         seconds=1.0,
     )
 

@@ -58,7 +58,7 @@ def row(name, rule, trajectory, eta, steps, number, solver="gaussian", **changes
         clipped=np.zeros(steps),
         images=rng.random((9, 1, 2, 2)),
         strip=rng.random((1, steps, 1, 2, 2)),
-        bound=Bound(total, terms, np.zeros(steps), np.full(5, total.mean)) if eta else None,
+        bound=Bound(total, terms, np.full(5, total.mean)) if eta else None,
         seconds=1.0,
     )
     return dataclasses.replace(made, **changes)
@@ -304,7 +304,7 @@ def test_terms_that_are_nothing_are_marked():
     terms = np.array([-0.2, 1e-9, 0.7, 0.0])
     total = BitsPerDim(0.5, None)
     axes = FIGURES["bound_terms"](
-        make([dataclasses.replace(one, bound=Bound(total, terms, np.zeros(3), np.full(5, total.mean)))], ["vp"])
+        make([dataclasses.replace(one, bound=Bound(total, terms, np.full(5, total.mean)))], ["vp"])
     ).axes[0]
     marks = [line.get_xdata()[0] for line in axes.lines if line.get_transform() != axes.transData]
     np.testing.assert_array_equal(sorted(marks), sorted(one.log_snr[:2]))

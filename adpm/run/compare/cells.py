@@ -199,5 +199,4 @@ def bounded(session: Session, path: ChosenPath) -> Arrays:
         "standard_error": np.array(np.nan if total.error is None else total.error),
         "terms": found.bits.mean(1),
         "per_image": found.bits.sum(0),
-        "clipped": found.clipped,
     }

@@ -27,13 +27,11 @@ class Bound:
     Attributes:
         total: with its standard error over images.
         terms: [K+1]: the data term of the last step from times[0], the terms of the steps from times[1:], the prior.
-        clipped: [K], share of the values that the rule's bounds changed, of the term from times[k].
         per_image: [images], their means are the total; images are the same for all methods.
     """
 
     total: BitsPerDim
     terms: Array
-    clipped: Array
     per_image: Array
 
     @property
@@ -218,4 +216,4 @@ def _bound(arrays: Arrays) -> Bound | None:
         return None
     error = float(arrays["standard_error"])
     total = BitsPerDim(float(arrays["bits_per_dim"]), None if np.isnan(error) else error)
-    return Bound(total, _floats(arrays["terms"]), _floats(arrays["clipped"]), _floats(arrays["per_image"]))
+    return Bound(total, _floats(arrays["terms"]), _floats(arrays["per_image"]))
