@@ -1,8 +1,9 @@
 # make demo   samples from the shipped digits model         make test   the tests
 # make lint   ruff and mypy                                 make test-all   with full-width networks
-# make tour   trains, measures and samples in eleven minutes, and writes docs/tour.md about it
+# make tour   the commands of docs/tour.md: trains, measures, samples and compares, half an hour on two cores
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -12,10 +13,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python main.py --config=configs/digits.py --mode=sample
 
 tour: $(VENV)/.installed
-	$(BIN)/python -m docs.tour
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/tour.sh
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""Train, estimate, sample and measure: see README.md, or run `python main.py --help`."""
+"""Train, estimate, sample, measure and compare: see README.md, or run `python main.py --help`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ import sys
 def main() -> int:
     try:  # the imports take seconds, and Ctrl-C may come in any of them
         from adpm.run.cli import run
-        from adpm.run.core import CORE
-        from adpm.run.modes import MODES
-        from covariance.tables import COVARIANCE_TABLES
-        from sde.tables import SDE_TABLES
+        from adpm.run.commands import MODES
 
-        return run(sys.argv, CORE.merged(SDE_TABLES).merged(COVARIANCE_TABLES), MODES)
+        return run(sys.argv, MODES)
     except KeyboardInterrupt:
         print("\ninterrupted before anything began.", file=sys.stderr)
         return 130

@@ -1,4 +1,12 @@
-"""Optimal reverse covariances and time steps for diffusion models: the discrete core.
+"""Optimal reverse covariances and time steps for diffusion models.
+
+    import adpm
+    model = adpm.Model(network, process=adpm.linear(1000), predicts="eps", data_range=(-1, 1))
+    moments = model.measure(images)                                   # Var[x0 | x_t] with error bars
+    plan = model.plan(moments, steps=10)                              # the 10 times that lose least
+    samples = model.sample(plan, rule="analytic", n=64)
+    bits = model.bits_per_dim(test_images, plan, rule="analytic", levels=256)
+    model = adpm.load("configs/digits.py")                            # the same from a config, with weights and data
 
     symbol          identifier             paper
     alpha_t         process.alpha(t)       sqrt(alpha-bar_t) of DDPM and Analytic-DPM; alpha_t of VDM
@@ -14,15 +22,54 @@
     kappa_t         excess precision       1/Var_t - gamma_t
     K, t_0..t_K     path                   trajectory: t_0 = 0 is the data, t_K = N
 
-The pipeline in five lines (`process`, `denoise` and `source` describe the model and the data):
-
-    table = MomentTable(times, draws of measure(denoise, process, source, times, ...), ...)
-    path = process.times[a trajectory: even, quadratic, log_snr, least_cost]
-    rule = Analytic(table.variance("residual", process))
-    for step in sample(denoise, ReverseGaussian(process, rule), process, path, noise): x = step.x
-    for term in path_terms(denoise, process, rule, decoder, levels, path, x0, noise): nats += term.nats
-
-Imports run down this list: errors, pickles, process, kernel, noise, denoiser, ideal, moments, ms_eps, gaussian,
-variance, shortest_path, planning, trajectory, solver, sampler, likelihood, cost_table, objective, nn, run. `sde` and
-`covariance` import this package and not each other.
+Imports run down this list: errors, families, reading, pickles, process, kernel, noise, denoiser, ideal, draws,
+moments, ms_eps, gaussian, variance, shortest_path, costs, planning, published_split, trajectory, solver, sampler,
+likelihood, cost_table, objective, progress, drawing, bound, paths, plots, model, nn, run. `sde` and `covariance` import
+this package and not each other.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adpm.errors import UserError
+    from adpm.model import Model, Moments, Plan
+    from adpm.process import DiscreteProcess, cosine, linear, vp_integral
+    from adpm.run.load import load
+
+_PLACES = {
+    "Model": "adpm.model",
+    "Moments": "adpm.model",
+    "Plan": "adpm.model",
+    "UserError": "adpm.errors",
+    "DiscreteProcess": "adpm.process",
+    "cosine": "adpm.process",
+    "linear": "adpm.process",
+    "vp_integral": "adpm.process",
+    "load": "adpm.run.load",
+}
+"""Imported when they are asked for, so that `import adpm` costs nothing."""
+
+__all__ = [
+    "DiscreteProcess",
+    "Model",
+    "Moments",
+    "Plan",
+    "UserError",
+    "cosine",
+    "linear",
+    "load",
+    "vp_integral",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'adpm' has no attribute '{name}'")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

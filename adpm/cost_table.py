@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adpm.denoiser import Denoise
+from adpm.denoiser import Denoise, require_finite
 from adpm.errors import UserError
 from adpm.kernel import reverse_kernel, step_nats
 from adpm.likelihood import Decoder, Levels, NoiseAt, decoder_nats
@@ -101,7 +101,7 @@ def _log_width(process: Process, rule: Rule, at: int, values: Tensor, eta: float
         if not (width > 0).all():
             raise UserError(
                 f"the variance rule gives {width.min():.6g} in the step {t:g} -> {s:g}, not above 0; "
-                "set config.rule.bounds = True."
+                "set `rule.bounds` = True."
             )
         logs.append(width.expand_as(values).log())
     return torch.stack(logs).mean(0)
@@ -139,14 +139,16 @@ def measure_column(
         groups: groups per batch.
 
     Raises:
-        UserError: at eta = 0, where the bound is infinite, or if the rule gives a variance that is not positive.
+        UserError: at eta = 0, where the bound is infinite, if the rule gives a variance that is not positive, or if the
+            network returned numbers that are not finite.
     """
     if eta == 0.0:
-        raise UserError("config.sampling.eta = 0 has no finite likelihood bound to measure; use a value in (0, 1].")
+        raise UserError("`eta` = 0 has no finite likelihood bound to measure; use a value in (0, 1].")
     t = float(process.times[at])
     total, images = np.zeros(at), 0
     for x0, noise in batches:
-        prediction = denoise(float(process.alpha(t)) * x0 + float(process.sigma(t)) * noise(t), t)
+        x = float(process.alpha(t)) * x0 + float(process.sigma(t)) * noise(t)
+        prediction = require_finite(denoise(x, t), t)
         dim = x0[0].numel()
         data = decoder_nats(x0, prediction.x0, decoder(t), levels).double().sum() / dim if decoder else torch.inf
         total[0] += float(data)

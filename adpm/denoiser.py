@@ -5,12 +5,16 @@
 
 Clipping limits x0 to the data range; the eps that goes with it is then either re-derived from the clipped x0 (the
 published DDPM does) or kept as the network gave it (the published DDIM does).
+
+Clipping turns an infinite output into an image. So a prediction says whether the raw output was finite:
+`require_finite` asks at once, which waits for the device, `Watched` keeps the answers of a loop until its end.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +22,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from adpm.errors import UserError, lookup
+from adpm.errors import UserError
+from adpm.families import Field, Kind, built
 from adpm.process import Array, Process
 
 
@@ -30,18 +35,71 @@ class Prediction:
         x0, eps: the pair that the kernel uses, after clipping.
         eps_network: the noise prediction before any clipping; gamma and SN statistics are about this one.
         head: the network's second output, None when it has none.
+        finite: [B] bool, False where the network made numbers that are not finite of finite ones, whatever became of
+            them; None: not asked.
     """
 
     x0: Tensor
     eps: Tensor
     eps_network: Tensor
     head: Tensor | None = None
+    finite: Tensor | None = None
+
+
+AT_ONCE = frozenset({"cpu"})
+"""Types of devices that finish a call before the next one begins."""
 
 
 class Denoise(Protocol):
     """Anything that predicts: x [B, ...] at time t (one for the batch, or [B]) -> Prediction."""
 
     def __call__(self, x: Tensor, t: ArrayLike) -> Prediction: ...
+
+
+def require_finite(prediction: Prediction, t: ArrayLike) -> Prediction:
+    """The prediction, if the network's raw output was finite; waits for the device.
+
+    Raises:
+        UserError: naming the time of the first example for which it was not.
+    """
+    _require(prediction.finite, t)
+    return prediction
+
+
+def _require(finite: Tensor | None, t: ArrayLike) -> None:
+    if finite is not None and not finite.is_meta and not finite.all():  # a meta tensor holds nothing to read
+        first = int(finite.cpu().numpy().argmin())
+        time = np.broadcast_to(np.asarray(t, dtype=np.float64), finite.shape)[first]
+        raise UserError(f"the network returned numbers that are not finite at t = {time:g}; check its weights.")
+
+
+class Watched:
+    """A denoiser for a loop that may not wait for the device: `check`, after the last call, raises what is wrong.
+
+    On a CPU there is nothing to wait for, and each call raises at once.
+    """
+
+    def __init__(self, denoise: Denoise) -> None:
+        self._denoise = denoise
+        self._unread: list[tuple[Tensor, ArrayLike]] = []
+
+    def __call__(self, x: Tensor, t: ArrayLike) -> Prediction:
+        prediction = self._denoise(x, t)
+        if prediction.finite is not None:
+            self._unread.append((prediction.finite, t))
+            if prediction.finite.device.type in AT_ONCE:
+                self.check()
+        return prediction
+
+    def check(self) -> None:
+        """Read what the calls so far have left.
+
+        Raises:
+            UserError: as `require_finite`, for the first call that went wrong.
+        """
+        unread, self._unread = self._unread, []
+        for finite, t in unread:
+            _require(finite, t)
 
 
 def per_sample(value: Array, like: Tensor) -> float | Tensor:
@@ -98,6 +156,9 @@ class Denoiser:
         time_label: time -> the number the network receives.
         clip: data range (a, b) that x0 is limited to, or None.
         eps_after_clip: "rederive" or "keep", a key of EPS_AFTER_CLIP.
+
+    Raises:
+        UserError: for an unknown name, or a range that is none.
     """
 
     def __init__(
@@ -110,9 +171,11 @@ class Denoiser:
         clip: tuple[float, float] | None = None,
         eps_after_clip: str = "rederive",
     ) -> None:
+        if clip is not None and not -math.inf < clip[0] < clip[1] < math.inf:
+            raise UserError(f"`clip` = {clip} must be a range (a, b) of the data with a < b, and finite.")
         self.network, self.process, self.clip = network, process, clip
-        self._interpret = lookup(PREDICTIONS, predicts, "denoiser.predicts")
-        self._eps_after_clip = lookup(EPS_AFTER_CLIP, eps_after_clip, "denoiser.eps_after_clip").eps
+        self._interpret: Interpretation = built(PREDICTIONS, predicts, "`predicts`")
+        self._eps_after_clip = built(EPS_AFTER_CLIP, eps_after_clip, "`eps_after_clip`")
         self._time_label = time_label or index_label(0, 1.0)
 
     def __call__(self, x: Tensor, t: ArrayLike) -> Prediction:
@@ -125,7 +188,13 @@ class Denoiser:
             raise UserError(f"the network returned shape {tuple(out.shape)} for images of shape {tuple(x.shape)}.")
         head = out[:, channels:] if out.shape[1] > channels else None
         x0, eps = self._interpret(x, out[:, :channels], alpha, sigma)
-        return clipped(x, x0, eps, head, alpha, sigma, self.clip, self._eps_after_clip)
+        found = clipped(x, x0, eps, head, alpha, sigma, self.clip, self._eps_after_clip)
+        return replace(found, finite=_all_finite(out) | ~_all_finite(x))
+
+
+def _all_finite(x: Tensor) -> Tensor:
+    """Of each example, [B]."""
+    return x.isfinite().flatten(1).all(1)
 
 
 def clipped(
@@ -157,27 +226,44 @@ class Counted:
         return self._denoise(x, t)
 
 
-PREDICTIONS: dict[str, Interpretation] = {"eps": _predicts_eps, "x0": _predicts_x0, "score": _predicts_score}
-
-LABELS: dict[str, Callable[[Process, float, float], TimeLabel]] = {
-    "index": lambda process, shift, scale: index_label(shift, scale or 1000.0 / process.steps),
-}
-
-
 @dataclass(frozen=True)
 class EpsAfterClip:
-    """The eps that goes with a clipped x0.
+    """What an eps that goes with a clipped x0 keeps.
 
     Attributes:
-        eps: (x, x0, eps, alpha, sigma) -> eps.
         consistent: whether x = alpha x0 + sigma eps still holds, so that a step's error is a multiple of x0's.
     """
 
-    eps: Callable[..., Tensor]
     consistent: bool
 
 
-EPS_AFTER_CLIP: dict[str, EpsAfterClip] = {
-    "rederive": EpsAfterClip(lambda x, x0, eps, alpha, sigma: eps_from_x0(x, x0, alpha, sigma), consistent=True),
-    "keep": EpsAfterClip(lambda x, x0, eps, alpha, sigma: eps, consistent=False),
+def _kept(x: Tensor, x0: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+    return eps
+
+
+def _rederived(x: Tensor, x0: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+    return eps_from_x0(x, x0, alpha, sigma)
+
+
+PREDICTIONS: dict[str, Kind] = {
+    "eps": Kind(lambda: _predicts_eps, "the noise, x = alpha x0 + sigma eps"),
+    "x0": Kind(lambda: _predicts_x0, "the data"),
+    "score": Kind(lambda: _predicts_score, "the score grad log q(x_t) = -eps/sigma, as VE networks do"),
+}
+
+LABELS: dict[str, Kind] = {
+    "index": Kind(
+        lambda process, time_shift=0, time_scale=0.0: index_label(time_shift, time_scale or 1000.0 / process.steps),
+        "(n - time_shift) time_scale at step n: what networks on discrete steps receive",
+        fields={
+            "time_shift": Field(0, "1: the network counts steps from 0"),
+            "time_scale": Field(0.0, "units of the label per step; 0 = 1000/N", low=0),
+        },
+        reads=("process.steps",),
+    ),
+}
+
+EPS_AFTER_CLIP: dict[str, Kind] = {
+    "rederive": Kind(lambda: _rederived, "eps from the clipped x0, as the published DDPM", EpsAfterClip(True)),
+    "keep": Kind(lambda: _kept, "the network's own eps, as the published DDIM", EpsAfterClip(False)),
 }

@@ -76,8 +76,8 @@ class Covariance(ABC):
         if isinstance(self.values, float):
             if self.values < 0:
                 raise UserError(
-                    f"the variance rule gives {self.values:.3g}, which is negative; set config.rule.bounds = True or "
-                    "config.rule.estimator = 'residual'."
+                    f"the variance rule gives {self.values:.3g}, which is negative; set `rule.bounds` = True or "
+                    "`rule.estimator` = 'residual'."
                 )
             return mean + math.sqrt(self.values) * noise  # isotropic: any axes
         return mean + self.back(self._per_element(noise).sqrt() * self.forth(noise))

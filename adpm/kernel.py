@@ -68,7 +68,7 @@ def reverse_kernel(process: Process, t: ArrayLike, s: ArrayLike, eta: float = 1.
         UserError: if eta lies outside [0, 1] or some s is not below its t.
     """
     if not 0.0 <= eta <= 1.0:
-        raise UserError(f"eta = {eta} must lie in [0, 1]: 1 is DDPM, 0 is DDIM.")
+        raise UserError(f"`eta` = {eta} must lie in [0, 1]: 1 is DDPM, 0 is DDIM.")
     t_, s_ = np.broadcast_arrays(np.asarray(t, dtype=np.float64), np.asarray(s, dtype=np.float64))
     wrong = s_ >= t_
     if np.any(wrong):

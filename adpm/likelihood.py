@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adpm.denoiser import Denoise
+from adpm.denoiser import Denoise, Watched, require_finite
 from adpm.errors import UserError
+from adpm.families import Kind
 from adpm.gaussian import Covariance
 from adpm.kernel import reverse_kernel, step_nats
 from adpm.noise import KeyedNoise
@@ -39,11 +40,21 @@ NoiseAt = Callable[[float], Tensor]
 
 @dataclass(frozen=True)
 class Levels:
-    """What the data look like to a decoder: `count` levels in [low, high], or count = 0 for continuous data."""
+    """What the data look like to a decoder: `count` levels in [low, high], or count = 0 for continuous data.
+
+    Raises:
+        UserError: if there are levels, but not two of them in a range.
+    """
 
     count: int
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        if self.count and not -math.inf < self.low < self.high < math.inf:
+            raise UserError(f"`low` = {self.low} and `high` = {self.high} must satisfy low < high, and be finite.")
+        if self.count and self.count < 2:
+            raise UserError(f"`levels` = {self.count} must be at least 2, or 0 for continuous data.")
 
     @property
     def width(self) -> float:
@@ -88,19 +99,26 @@ def first_posterior_variance(process: Process) -> float:
     """tilde-beta(1, 2) = Var[x_1 | x_2, x_0] of the reference grid, the published decoder variance at t = 1."""
     if process.steps < 2:
         raise UserError(
-            f"config.process.steps = {process.steps}: Var[x_1 | x_2, x_0], the published decoder variance and the last "
+            f"`process.steps` = {process.steps}: Var[x_1 | x_2, x_0], the published decoder variance and the last "
             "one of the learned rule and of its objectives, needs a process of at least 2 steps; use "
-            "config.likelihood.decoder = 'optimal' and another rule."
+            "`likelihood.decoder` = 'optimal' and another rule."
         )
     return float(reverse_kernel(process, process.times[2], process.times[1]).lambda2)
 
 
 @dataclass(frozen=True)
 class DecoderNeeds:
-    """What assembly can hand to a decoder's builder."""
+    """What a decoder's builder may ask for: the process, and Var_t as a function of time, computed when asked."""
 
     process: Process
     variance: Callable[[], Callable[[Array], Array]]
+
+
+@dataclass(frozen=True)
+class DecoderFacts:
+    """Attributes: uses_moments: whether it needs Var_t."""
+
+    uses_moments: bool = False
 
 
 def _published(needs: DecoderNeeds) -> Decoder:
@@ -121,10 +139,19 @@ def _optimal(needs: DecoderNeeds) -> Decoder:
     return lambda t: float(variance(np.asarray(t)))
 
 
-DECODERS: dict[str, Callable[[DecoderNeeds], Decoder]] = {
-    "published": _published,
-    "published_elbo": _published_elbo,
-    "optimal": _optimal,
+DECODERS: dict[str, Kind] = {
+    "published": Kind(
+        _published,
+        "Var[x_1|x_2, x_0] at the first time, sigma_t^2 elsewhere: the published cost tables",
+        DecoderFacts(),
+    ),
+    "published_elbo": Kind(_published_elbo, "Var[x_1|x_2, x_0] whatever t: the published bound", DecoderFacts()),
+    "optimal": Kind(
+        _optimal,
+        "the measured Var[x0|x_t], which minimises the expected data term",
+        DecoderFacts(uses_moments=True),
+        reads=("rule.estimator",),
+    ),
 }
 
 
@@ -175,16 +202,19 @@ def path_terms(
 
     Raises:
         UserError: for eta = 0, where q(x_s | x_t, x_0) has no variance and the bound is infinite, and for a path that
-            does not run from 0 to the last reference time, whose terms bound nothing.
+            does not run from 0 to the last reference time, whose terms bound nothing; before the last term is
+            yielded at the latest, if the network returned numbers that are not finite.
     """
     if times[0] != 0.0 or times[-1] != process.times[-1]:
         raise UserError(f"a bound needs a path from 0 to {process.times[-1]:g}, got {times[0]:g} to {times[-1]:g}.")
     if eta == 0.0:
-        raise UserError("the variational bound is infinite at config.sampling.eta = 0 (DDIM); use eta in (0, 1].")
+        raise UserError("the variational bound is infinite at `eta` = 0 (DDIM); use `eta` in (0, 1].")
+    watched = Watched(denoise)
     for t, s in zip(times[:0:-1].tolist(), times[-2::-1].tolist(), strict=True):
         eps = noise(t)
-        prediction = denoise(float(process.alpha(t)) * x0 + float(process.sigma(t)) * eps, t)
+        prediction = watched(float(process.alpha(t)) * x0 + float(process.sigma(t)) * eps, t)
         if s == 0.0:
+            watched.check()
             yield Bound(t, s, decoder_nats(x0, prediction.x0, decoder(t), levels), 0.0)
             continue
         kernel = reverse_kernel(process, t, s, eta)
@@ -255,10 +285,14 @@ def measure_statistics(
     x0: Tensor,
     noise: NoiseAt,
 ) -> Iterator[tuple[float, Array, Array]]:
-    """(t, ||x_0 - x0_hat||^2 [B], nats of t -> 0 [B]) for each time, one network call each."""
+    """(t, ||x_0 - x0_hat||^2 [B], nats of t -> 0 [B]) for each time, one network call each.
+
+    Raises:
+        UserError: if the network returned numbers that are not finite.
+    """
     for t in times.tolist():
         eps = noise(t)
-        prediction = denoise(float(process.alpha(t)) * x0 + float(process.sigma(t)) * eps, t)
+        prediction = require_finite(denoise(float(process.alpha(t)) * x0 + float(process.sigma(t)) * eps, t), t)
         squared = (x0 - prediction.x0).double().square().flatten(1).sum(1)
         data = decoder_nats(x0, prediction.x0, decoder(t), levels)
         yield t, squared.cpu().numpy(), data.double().cpu().numpy()

@@ -18,139 +18,39 @@ in log-SNR.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
-from scipy.stats import t as student_t
-from torch import Tensor
 
-from adpm.denoiser import Denoise
-from adpm.errors import UserError, lookup
-from adpm.noise import KeyedNoise
+from adpm.draws import COLUMNS, FITTED, GAMMA, POWER, Draws, Estimate, intercept, require_sums
+from adpm.errors import UserError
+from adpm.families import Kind, built
 from adpm.process import Array, Process
+from adpm.reading import plain_file, read_npz
 
-COLUMNS = ("residual", "gamma", "power", "noise_control", "signal_control", "spread_control")
-RESIDUAL, GAMMA, POWER = 0, 1, 2
-CONTROLS = slice(3, 6)
 # log Var_t is interpolated; a variance of exactly zero (a network that is always right) has to stay finite there.
 _SMALLEST = 1e-12
-_FITTED = 4  # what the regression fits: the intercept and a slope for each control
+# An error of exactly zero (data that are all the same) has to stay a weight that can be divided by.
+_LEAST_ERROR = 1e-12  # of the value
+# How far above sigma^2/alpha^2 a residual is the fault of what was said of the network: a share, and standard errors.
+_EXCESS, _ERRORS = 0.05, 5.0
+_ROUNDING = 1e-10
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Sums over draws at one time: count n, mean [6] and scatter [6, 6] = sum (z - mean)(z - mean)^T of COLUMNS."""
-
-    n: int
-    mean: Array
-    scatter: Array
-
-    @staticmethod
-    def of(z: Array) -> Draws:
-        """The sums of the rows of z [n, 6]."""
-        mean = z.mean(0)
-        return Draws(len(z), mean, (z - mean).T @ (z - mean))
-
-    def merge(self, other: Draws) -> Draws:
-        """The sums of both sets of draws (Chan et al. 1983)."""
-        n = self.n + other.n
-        delta = other.mean - self.mean
-        mean = self.mean + delta * other.n / n
-        return Draws(n, mean, self.scatter + other.scatter + np.outer(delta, delta) * self.n * other.n / n)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Values with standard errors; `interval` is the half-width of the Student-t confidence interval."""
-
-    values: Array
-    errors: Array
-    freedom: Array
-
-    def interval(self, level: float = 0.95) -> Array:
-        return student_t.ppf(0.5 + level / 2, self.freedom) * self.errors
-
-
-def draw_moments(x0: Tensor, eps: Tensor, x0_hat: Tensor, eps_network: Tensor, mean: Tensor, variance: float) -> Array:
-    """The statistics of each draw, [B, 6] float64; `mean` is E x_0 [C, H, W], `variance` is tr Cov[x_0] / d."""
-
-    def per_dim(z: Tensor) -> Tensor:
-        return z.double().flatten(1).mean(1)
-
-    columns = [
-        per_dim((x0 - x0_hat).square()),
-        per_dim(eps_network.square()),
-        per_dim((x0_hat - mean).square()),
-        per_dim(eps.square()) - 1.0,
-        per_dim(eps * (x0 - mean)),
-        per_dim((x0 - mean).square()) - variance,
-    ]
-    return torch.stack(columns, dim=1).cpu().numpy()
-
-
-@dataclass(frozen=True)
-class Source:
-    """The images that moments are measured on.
-
-    Attributes:
-        size: number of images.
-        images: indices [B] -> images [B, C, H, W] in the network's range, on its device.
-        mean: E x_0 over all of them, [C, H, W].
-        variance: tr Cov[x_0] / d over all of them.
-    """
-
-    size: int
-    images: Callable[[Tensor], Tensor]
-    mean: Tensor
-    variance: float
-
-
-def measure(
-    denoise: Denoise, process: Process, source: Source, times: Sequence[float], draws: int, seed: int, batch_size: int
-) -> Iterator[tuple[float, Draws]]:
-    """Measure the moments time by time.
-
-    Draw i takes the i-th image of one permutation (again from the start when draws exceed images) and noise keyed by
-    (seed, i, t), so the result does not depend on the batch size or on which other times are measured.
-
-    Yields:
-        (t, sums over `draws` draws at t).
-    """
-    order = torch.randperm(source.size, generator=torch.Generator().manual_seed(seed))
-    keyed = KeyedNoise(seed, "moments")
-    mean = source.mean
-    for t in times:
-        step = int(np.searchsorted(process.times, t))
-        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-        total: Draws | None = None
-        for start in range(0, draws, batch_size):
-            number = torch.arange(start, min(start + batch_size, draws))
-            x0 = source.images(order[number % source.size])
-            eps = keyed(number.to(x0.device), step, x0.shape[1:]).to(x0.dtype)
-            prediction = denoise(alpha * x0 + sigma * eps, t)
-            z = draw_moments(x0, eps, prediction.x0, prediction.eps_network, mean, source.variance)
-            if not np.isfinite(z).all():
-                raise UserError(f"the network returned numbers that are not finite at t = {t:g}; check its weights.")
-            part = Draws.of(z)
-            total = part if total is None else total.merge(part)
-        assert total is not None
-        yield float(t), total
-
-
-def spread_times(process: Process, count: int) -> Array:
-    """`count` reference times spread evenly in log-SNR; always with the first two and the last; 0 = all of them."""
+def spread_times(process: Process, times: int) -> Array:
+    """`times` reference times spread evenly in log-SNR; always with the first two and the last; 0 = all of them."""
     reference = process.times[1:]
-    if count == 0 or count >= len(reference):
+    if times == 0 or times >= len(reference):
         return reference
-    if count < 4:
-        raise UserError(f"config.moments.times = {count} is too few to interpolate; use at least 4, or 0 for all.")
+    if times < 4:
+        raise UserError(f"`times` = {times} is too few to interpolate; use at least 4, or 0 for all.")
     ends = process.log_snr(reference[[0, -1]])
-    indices = np.unique(np.concatenate([[1, 2], process.nearest_index(np.linspace(ends[0], ends[1], count))]))
+    indices = np.unique(np.concatenate([[1, 2], process.nearest_index(np.linspace(ends[0], ends[1], times))]))
     return process.times[indices]
 
 
@@ -163,12 +63,29 @@ class MomentTable:
         draws: [T] sums; NaN columns were not measured (a published ms_eps file has gamma only).
         data_variance: tr Cov[x_0] / d.
         provenance: what the numbers depend on: weights, clipping, data split, draws, seed, process.
+        shape: of the data; () where it is not known.
+
+    Raises:
+        UserError: if times do not rise from above 0, if there are not as many sums, or if one of them is none.
     """
 
     times: Array
     draws: tuple[Draws, ...]
     data_variance: float
     provenance: Mapping[str, Any]
+    shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        times = self.times
+        if times.ndim != 1 or not len(times) == len(self.draws) > 0:
+            raise UserError(
+                f"moments need sums for each of at least one time, got {len(self.draws)} for {times.shape}."
+            )
+        if not (np.isfinite(times).all() and (np.diff(times, prepend=0.0) > 0.0).all()):
+            raise UserError("times of moments must be positive numbers that rise.")
+        if not (np.isnan(self.data_variance) or -1e-6 < self.data_variance < np.inf):  # rounding may leave -1e-9
+            raise UserError(f"the variance of the data is {self.data_variance}, which is none.")
+        require_sums(self.draws)
 
     def column(self, index: int) -> Estimate:
         """Plain mean of a column with its standard error."""
@@ -179,17 +96,17 @@ class MomentTable:
 
     def controlled_residual(self) -> Estimate:
         """The residual regressed on the controls: intercept, its standard error, n - 4 degrees of freedom."""
-        rows = [_intercept(d) for d in self.draws]
+        rows = [intercept(d) for d in self.draws]
         values, errors = np.array(rows).T
-        return Estimate(values, errors, np.array([d.n for d in self.draws], dtype=np.float64) - _FITTED)
+        return Estimate(values, errors, np.array([d.n for d in self.draws], dtype=np.float64) - FITTED)
 
     def posterior_variance(self, estimator: str, process: Process) -> Estimate:
         """Var[x_0 | x_t] per dimension at the measured times, by the named estimator."""
-        estimate = lookup(ESTIMATORS, estimator, "config.rule.estimator")(self, process)
+        estimate: Estimate = built(ESTIMATORS, estimator, "`estimator`")(self, process)
         if np.isnan(estimate.values).any():
             raise UserError(
                 f"these moments hold no '{estimator}' statistics (a published ms_eps file has gamma only); "
-                "set config.rule.estimator = 'gamma' or estimate moments with --mode=estimate."
+                "set `estimator` = 'gamma', or measure the moments."
             )
         return estimate
 
@@ -204,7 +121,7 @@ class MomentTable:
         """
         node = -process.log_snr(self.times)
         values = self.posterior_variance(estimator, process).values
-        curve = _curve(node, values, estimator in POSITIVE)
+        curve = _curve(node, values, ESTIMATORS[estimator].facts.positive)
         low, high = self.times[0], self.times[-1]
 
         def at(t: Array) -> Array:
@@ -217,21 +134,25 @@ class MomentTable:
     def standard_error(self, estimator: str, process: Process) -> Callable[[Array], Array]:
         """Standard error of Var_t as a function of time, log-linear in log-SNR between measured times."""
         node = -process.log_snr(self.times)
-        log_error = np.log(np.maximum(self.posterior_variance(estimator, process).errors, 1e-300))
+        estimate = self.posterior_variance(estimator, process)
+        log_error = np.log(np.maximum(estimate.errors, _LEAST_ERROR * np.maximum(np.abs(estimate.values), _SMALLEST)))
         return lambda t: np.exp(np.interp(-process.log_snr(t), node, log_error))
 
     def interpolation_error(self, estimator: str, process: Process) -> Array:
         """Relative error at each interior time when it is left out and interpolated from the others, [T - 2].
 
-        It holds Monte-Carlo noise and a gap twice the table's own, so it overstates the table's error.
+        It holds Monte-Carlo noise and a gap twice the table's own, so it overstates the table's error. What differs
+        by no more than 2e-12 does not differ.
         """
         node = -process.log_snr(self.times)
         values = self.posterior_variance(estimator, process).values
         out = []
         for i in range(1, len(node) - 1):
             keep = np.arange(len(node)) != i
-            out.append(_curve(node[keep], values[keep], estimator in POSITIVE)(node[i]) / values[i] - 1.0)
-        return np.array(out)
+            out.append(float(_curve(node[keep], values[keep], ESTIMATORS[estimator].facts.positive)(node[i])))
+        off = np.array(out) - values[1:-1]
+        with np.errstate(divide="ignore"):
+            return np.divide(off, values[1:-1], out=np.zeros_like(off), where=np.abs(off) > 2.0 * _SMALLEST)
 
     def save(self, path: Path) -> None:
         """Write everything to one npz file."""
@@ -239,9 +160,8 @@ class MomentTable:
             np.savez(
                 file,
                 times=self.times,
-                n=np.array([d.n for d in self.draws]),
-                mean=np.stack([d.mean for d in self.draws]),
-                scatter=np.stack([d.scatter for d in self.draws]),
+                **stacked(self.draws),  # type: ignore[arg-type]
+                shape=np.array(self.shape, dtype=np.int64),
                 data_variance=np.float64(self.data_variance),
                 provenance=np.array(json.dumps(dict(self.provenance), sort_keys=True)),
             )
@@ -251,20 +171,20 @@ class MomentTable:
         """Read a file written by `save`.
 
         Raises:
-            UserError: if it is missing or not such a file.
+            UserError: if it is missing, not such a file, or holds what no measurement gives.
         """
-        if not path.is_file():
-            raise UserError(f"moments file '{path}' does not exist; make it with --mode=estimate.")
+        plain_file(path, "moments file")
         try:
-            with np.load(path) as file:
-                times, n, mean, scatter = (file[key] for key in ("times", "n", "mean", "scatter"))
-                if not mean.shape == scatter.shape[:2] == (*times.shape, len(COLUMNS)):
-                    raise ValueError(f"{mean.shape} means for {times.shape} times")
-                draws = tuple(Draws(int(count), m, s) for count, m, s in zip(n, mean, scatter, strict=True))
-                provenance = dict(json.loads(str(file["provenance"])))
-                return MomentTable(times, draws, float(file["data_variance"]), provenance)
-        except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
-            raise UserError(f"'{path}' is not a moments file of this project ({error}).") from error
+            arrays = read_npz(path)
+            times, n, mean, scatter = (arrays[key] for key in ("times", "n", "mean", "scatter"))
+            if not mean.shape == scatter.shape[:2] == (*times.shape, len(COLUMNS)) or n.dtype.kind not in "iu":
+                raise ValueError(f"{mean.shape} means and {n.dtype} counts for {times.shape} times")
+            sums = tuple(Draws(int(count), m, s) for count, m, s in zip(n, mean, scatter, strict=True))
+            provenance = dict(json.loads(str(arrays["provenance"])))
+            shape = tuple(arrays["shape"].tolist()) if "shape" in arrays else ()
+            return MomentTable(times, sums, float(arrays["data_variance"]), provenance, shape)
+        except Exception as error:  # json and numpy raise a dozen kinds on what others have written
+            raise UserError(f"'{path}' is not a moments file of this project: {str(error).rstrip('.')}.") from error
 
     def require(self, provenance: Mapping[str, Any], path: Path) -> None:
         """Check that the table is about what is asked for: it agrees with every entry of `provenance`.
@@ -278,8 +198,46 @@ class MomentTable:
             told = "; ".join(f"{k}: {there.get(k)!r} there, {now[k]!r} now" for k in changed[:4])
             raise UserError(
                 f"moments file '{path}' belongs to something else ({told}); "
-                "remove it to measure again, or name another in config.moments.file."
+                "remove it to measure again, or name another in `moments.file`."
             )
+
+
+def stacked(draws: Sequence[Draws]) -> dict[str, NDArray[Any]]:
+    """Sums of several times as arrays: n [T], mean [T, 6], scatter [T, 6, 6]."""
+    return {
+        "n": np.array([d.n for d in draws]),
+        "mean": np.stack([d.mean for d in draws]),
+        "scatter": np.stack([d.scatter for d in draws]),
+    }
+
+
+def unstacked(arrays: Mapping[str, NDArray[Any]]) -> list[Draws]:
+    """The inverse of `stacked`."""
+    rows = zip(arrays["n"], arrays["mean"], arrays["scatter"], strict=True)
+    return [Draws(int(n), mean, scatter) for n, mean, scatter in rows]
+
+
+def implausible(table: MomentTable, process: Process) -> str:
+    """What is wrong with moments that no network has which is what it is said to be; "" if nothing is.
+
+    x_t / alpha_t, which predicts no noise at all, has the residual sigma_t^2 / alpha_t^2. A network that is worse by
+    more than 5 % and 5 standard errors is read the wrong way (eps for x_0 or the reverse, another label, process or
+    range of the data), or not trained. Times are left out where that residual is of the size of float32's rounding.
+    """
+    estimate, bound = (
+        built(ESTIMATORS, "residual", "`estimator`")(table, process),
+        np.exp(-process.log_snr(table.times)),
+    )
+    ratio = (estimate.values - _ERRORS * estimate.errors) / bound
+    ratio = np.where(np.isnan(ratio) | (bound < _ROUNDING), 0.0, ratio)  # NaN: a published file has no residual
+    if ratio.max() <= 1.0 + _EXCESS:
+        return ""
+    i = int(ratio.argmax())
+    return (
+        f"at t = {table.times[i]:g} the network's mean squared error of x_0 is {estimate.values[i]:.3g} +- "
+        f"{estimate.errors[i]:.1g}, above sigma^2/alpha^2 = {bound[i]:.3g}, which predicting no noise at all has: what "
+        "it predicts, its time label, its process or the range of its data is not as said, or it is not trained"
+    )
 
 
 def leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -288,20 +246,6 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         out |= leaves(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {prefix + key: item}
     return out
-
-
-def _intercept(d: Draws) -> tuple[float, float]:
-    """Least squares of the residual on the controls: intercept and its standard error."""
-    if np.isnan(d.mean[RESIDUAL]):
-        return np.nan, np.nan
-    if d.n <= _FITTED + 1:
-        raise UserError(f"config.moments.draws = {d.n} is too few for error bars; use at least {_FITTED + 2}.")
-    control_scatter = d.scatter[CONTROLS, CONTROLS]
-    cross = d.scatter[CONTROLS, RESIDUAL]
-    slope, *_ = np.linalg.lstsq(control_scatter, cross, rcond=None)
-    leverage = d.mean[CONTROLS] @ np.linalg.pinv(control_scatter) @ d.mean[CONTROLS]
-    left = max(d.scatter[RESIDUAL, RESIDUAL] - slope @ cross, 0.0)
-    return d.mean[RESIDUAL] - slope @ d.mean[CONTROLS], float(np.sqrt(left / (d.n - _FITTED) * (1.0 / d.n + leverage)))
 
 
 def _curve(node: Array, values: Array, positive: bool) -> Callable[[Array], Array]:
@@ -329,9 +273,23 @@ def _from_power(table: MomentTable, process: Process) -> Estimate:
     return Estimate(table.data_variance - power.values, power.errors, power.freedom)
 
 
-ESTIMATORS: dict[str, Callable[[MomentTable, Process], Estimate]] = {
-    "residual": _from_residual,
-    "gamma": _from_gamma,
-    "data": _from_power,
+@dataclass(frozen=True)
+class EstimatorFacts:
+    """Attributes: positive: whether the estimate cannot be negative, so that its logarithm is interpolated."""
+
+    positive: bool = False
+
+
+ESTIMATORS: dict[str, Kind] = {
+    "residual": Kind(
+        lambda: _from_residual,
+        "E||x0 - x0_hat||^2 / d, with control variates: right for any mean",
+        EstimatorFacts(True),
+    ),
+    "gamma": Kind(
+        lambda: _from_gamma,
+        "sigma^2/alpha^2 (1 - E||eps_hat||^2 / d), Analytic-DPM's (Bao et al. 2022)",
+        EstimatorFacts(),
+    ),
+    "data": Kind(lambda: _from_power, "Var[x0] - E||x0_hat - E x0||^2 / d (Su 2022)", EstimatorFacts()),
 }
-POSITIVE = frozenset({"residual"})

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from adpm.denoiser import Prediction
+from adpm.denoiser import Denoise, Prediction, per_sample, require_finite
+from adpm.families import Kind
 from adpm.likelihood import Levels
 from adpm.process import Array, Process
 
@@ -21,7 +22,7 @@ Objective = Callable[[Prediction, Tensor, Tensor, Array], Tensor]
 
 @dataclass(frozen=True)
 class ObjectiveNeeds:
-    """What assembly can hand to an objective's builder.
+    """What an objective's builder may ask for.
 
     Attributes:
         process: the forward process.
@@ -35,24 +36,22 @@ class ObjectiveNeeds:
 
 
 @dataclass(frozen=True)
-class ObjectiveKind:
-    """How an objective is built, and what it trains.
+class ObjectiveFacts:
+    """What may be asked of an objective without building it.
 
     Attributes:
-        build: the objective from what it needs; refuses, for example, a process that it is not defined for.
         freeze: (network, trunk_dropout) -> the module whose parameters are the head's, for objectives that train a
             head on a frozen trunk; None for those that train the whole network.
-        learns_variance: whether the network's own second output (config.network.learned_variance) is trained.
+        learns_variance: whether the network's own second output (`learned_variance`) is trained.
         loss_aware: whether times may be drawn by the size of the loss: only where the loss is a bound, whose terms
             differ by orders of magnitude between times.
-        depends: config fields that a head trained by this objective depends on besides its trunk.
+        uses_moments: whether it needs Var_t.
     """
 
-    build: Callable[[ObjectiveNeeds], Objective]
     freeze: Callable[..., nn.Module] | None = None
     learns_variance: bool = False
     loss_aware: bool = False
-    depends: tuple[str, ...] = ()
+    uses_moments: bool = False
 
     @property
     def trains_head(self) -> bool:
@@ -64,4 +63,16 @@ def eps_matching(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> T
     return (eps - prediction.eps_network).square().flatten(1).mean(1)
 
 
-OBJECTIVES: dict[str, ObjectiveKind] = {"eps": ObjectiveKind(lambda needs: eps_matching)}
+def losses(objective: Objective, denoise: Denoise, process: Process, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
+    """The loss per example [B] of a denoiser at x_t = alpha_t x0 + sigma_t eps; t is [B].
+
+    Raises:
+        UserError: if the network returned numbers that are not finite, which an objective of a clipped x0 does not see.
+    """
+    x = per_sample(process.alpha(t), x0) * x0 + per_sample(process.sigma(t), x0) * eps
+    return objective(require_finite(denoise(x, t), t), x0, eps, t)
+
+
+OBJECTIVES: dict[str, Kind] = {
+    "eps": Kind(lambda needs: eps_matching, "mean (eps - eps_hat)^2, L_simple (Ho et al. 2020)", ObjectiveFacts()),
+}

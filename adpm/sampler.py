@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adpm.denoiser import Denoise
+from adpm.denoiser import Denoise, Watched
+from adpm.errors import UserError
 from adpm.noise import KeyedNoise, Noise
 from adpm.process import Array, Process
 from adpm.solver import Solver, Step
@@ -32,10 +33,21 @@ def walk(denoise: Denoise, solver: Solver, times: Array, x: Tensor, noise: StepN
 
     Yields:
         K steps, the last with s = times[0].
+
+    Raises:
+        UserError: if the network returned numbers that are not finite; before the last step is yielded at the latest,
+            so that the loop does not wait for the device.
     """
     carry: Any = None
+    watched = Watched(denoise)
     for k, (t, s) in enumerate(zip(times[:0:-1], times[-2::-1], strict=True), start=1):
-        step = solver.step(denoise, x, float(t), float(s), _lazy(noise, k), carry)
+        try:
+            step = solver.step(watched, x, float(t), float(s), _lazy(noise, k), carry)
+        except UserError:
+            watched.check()  # a solver may have broken down because the network did
+            raise
+        if k == len(times) - 1:
+            watched.check()
         x, carry = step.x, step.carry
         yield step
 
@@ -50,5 +62,5 @@ def keyed(noise: KeyedNoise, samples: Tensor, shape: Sequence[int], dtype: torch
 
 
 def sample(denoise: Denoise, solver: Solver, process: Process, times: Array, noise: StepNoise) -> Iterator[Step]:
-    """Walk from the prior, `prior_std` times the noise of step 0, down to the data."""
-    return walk(denoise, solver, times, process.prior_std * noise(0), noise)
+    """Walk down to the data from the noise of step 0, which has the standard deviation that x has at times[-1]."""
+    return walk(denoise, solver, times, process.start_std(float(times[-1])) * noise(0), noise)

@@ -9,13 +9,13 @@ sampler.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from adpm.denoiser import Denoise, Prediction
+from adpm.families import Kind
 from adpm.gaussian import Covariance
 from adpm.kernel import Kernel, reverse_kernel
 from adpm.noise import Noise
@@ -79,18 +79,26 @@ class ReverseGaussian:
 
 
 @dataclass(frozen=True)
-class SolverKind:
-    """How a solver is built, and which of the user's choices have a part in it.
+class SolverFacts:
+    """What may be asked of a solver without building it.
 
     Attributes:
-        build: (process, rule=..., eta=...) -> solver, with the keywords that the flags say.
-        uses_rule: whether the variance rule is its covariance; else it brings its own noise.
-        uses_eta: whether eta is a choice; else it is part of the solver.
+        uses_rule: whether the variance rule is its covariance, given as `rule`; else it brings its own noise.
+        uses_eta: whether eta is a choice, given as `eta`; else it is part of the solver.
+        needs_sde: whether it wants a process with drift and diffusion.
     """
 
-    build: Callable[..., Solver]
-    uses_rule: bool
-    uses_eta: bool
+    uses_rule: bool = False
+    uses_eta: bool = False
+    needs_sde: bool = False
 
 
-SOLVERS: dict[str, SolverKind] = {"reverse_gaussian": SolverKind(ReverseGaussian, uses_rule=True, uses_eta=True)}
+SOLVERS: dict[str, Kind] = {
+    "reverse_gaussian": Kind(
+        ReverseGaussian,
+        "the reverse Gaussian around DDPM's mean (eta 1) or DDIM's (eta 0) with the rule's variance",
+        SolverFacts(uses_rule=True, uses_eta=True),
+        reads=("rule.name", "sampling.eta"),
+    ),
+}
+"""Builders take (process, rule=, eta=, own options): rule and eta where the facts say so."""

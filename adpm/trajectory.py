@@ -8,56 +8,61 @@ themselves); generation walks it backwards, one network evaluation per step. Mem
     quadratic        1 + floor((u_k sqrt(0.8 N))^2)             published as "quad_ddim" (Song et al. 2021)
     stride           1, 1 + S, 1 + 2S, ...,  S = floor(N/K)     published as "linear_ddim" (Song et al. 2021)
     log_snr          even in log-SNR between two ends, each point snapped to the nearest reference time
-    published_split  the dynamic programme of the public Analytic-DPM code ("dp_seg", Bao et al. 2022)
+    published_split  the dynamic programme of the public Analytic-DPM code ("dp_seg"): adpm/published_split.py
     least_cost       the cheapest path under measured costs: adpm/planning.py
 
-quadratic and stride stop short of N: sampling then starts from the prior at an earlier time. Halves are rounded to even
-and `even` accumulates its position in floating point. Where rounding repeats a time, the power members take the next
-free one. All this is as published. log_snr takes the next free time, too; quadratic, which would repeat, is refused.
+quadratic and stride stop short of N: sampling then starts at an earlier time (`Process.start_std`). Halves are rounded
+to even and `even` accumulates its position in floating point. Where rounding repeats a time, the power members take the
+next free one. All this is as published. log_snr takes the next free time, too; quadratic, which would repeat, is
+refused.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from adpm.errors import UserError, lookup
+from adpm.errors import UserError
+from adpm.families import Field, Kind, built
 from adpm.planning import Planner
-from adpm.process import Array, Process
-from adpm.shortest_path import IntArray, all_budgets, edge_table, table_edges
-
-Floats = NDArray[np.floating[Any]]
+from adpm.process import Process
+from adpm.published_split import Floats, published_costs, split_budget
+from adpm.shortest_path import IntArray, all_budgets, table_edges
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a member may ask for; each refuses in words when its own need is missing.
+    """What a member may ask for.
 
-    Needs that cost work, such as moments, are given as functions, so that only a member that needs them pays.
+    Needs that cost work are given as functions, so that only a member that needs them pays.
 
     Attributes:
         process: gives the reference times.
         steps: K, the number of steps, 1..N.
-        log_snr_range: (low, high) ends for `log_snr`; None: from the last to the first reference time.
         ms_eps: gives [N+1], E||eps_network||^2 / d per time, entry 0 unused, for `published_split`.
-        planner: gives solved costs, for `least_cost`.
-        budget: "exactly" or "at_most" `steps`, for `least_cost`.
+        planner: options of `least_cost` -> solved costs, for `least_cost`.
     """
 
     process: Process
     steps: int
-    log_snr_range: tuple[float, float] | None = None
     ms_eps: Callable[[], Floats] | None = None
-    planner: Callable[[], Planner] | None = None
-    budget: str = "exactly"
+    planner: Callable[..., Planner] | None = None
 
 
-Builder = Callable[[Request], IntArray]
+@dataclass(frozen=True)
+class TrajectoryFacts:
+    """What may be asked of a trajectory without building it.
+
+    Attributes:
+        plans: whether it is the cheapest path under measured costs.
+        uses_moments: whether it needs moments whatever it is planned on.
+    """
+
+    plans: bool = False
+    uses_moments: bool = False
 
 
 def even_steps(last: int, steps: int) -> IntArray:
@@ -107,7 +112,7 @@ def valid_path(path_of: Callable[[int], IntArray], last: int, steps: int, name: 
         UserError: if K lies outside 1..N, or if the path has not K different steps; names budgets that work.
     """
     if not 1 <= steps <= last:
-        raise UserError(f"config.trajectory.steps = {steps} must lie in 1..{last}, the number of reference times.")
+        raise UserError(f"`steps` = {steps} must lie in 1..{last}, the number of reference times.")
     path = path_of(steps)
     repeats = np.flatnonzero(np.diff(path) <= 0)
     if len(path) == steps + 1 and not repeats.size:
@@ -115,7 +120,7 @@ def valid_path(path_of: Callable[[int], IntArray], last: int, steps: int, name: 
         return path
     fault = f"visits index {path[repeats[0]]} twice" if repeats.size else f"has {len(path) - 1} steps"
     raise UserError(
-        f"config.trajectory.name = '{name}' with config.trajectory.steps = {steps} at N = {last} {fault}; "
+        f"the trajectory '{name}' with `steps` = {steps} at N = {last} {fault}; "
         f"use {_working_budgets(path_of, last, steps)}'even' or 'power2', which have a path for 2..{last} steps."
     )
 
@@ -130,39 +135,44 @@ def _working_budgets(path_of: Callable[[int], IntArray], last: int, steps: int) 
     below = next((k for k in range(steps - 1, 1, -1) if works(k)), None)
     above = next((k for k in range(steps + 1, last + 1) if works(k)), None)
     near = " or ".join(str(k) for k in (below, above) if k is not None)
-    return f"config.trajectory.steps = {near}, or " if near else ""
+    return f"`steps` = {near}, or " if near else ""
 
 
 def _from_zero(steps: IntArray) -> IntArray:
     return np.concatenate([np.zeros(1, dtype=np.int64), steps])
 
 
-def _fixed(name: str, steps_of: Callable[[int, int], IntArray]) -> Builder:
+def _fixed(name: str, steps_of: Callable[[int, int], IntArray]) -> Callable[[Request], IntArray]:
     """A member given by N and K alone. These start at index 1, so that a single step is a path only if N = 1."""
 
     def build(request: Request) -> IntArray:
         last, steps = request.process.steps, request.steps
         if steps == 1 and last > 1:
             raise UserError(
-                f"config.trajectory.name = '{name}' starts at index 1 and needs config.trajectory.steps >= 2, got 1; "
-                "for a single step use 'log_snr', or 'least_cost' with a data term."
+                f"the trajectory '{name}' starts at index 1 and needs `steps` >= 2, got 1; for a single step use "
+                "'log_snr', or 'least_cost' with a data term."
             )
         return valid_path(lambda k: _from_zero(steps_of(last, k)), last, steps, name)
 
     return build
 
 
-def log_snr(request: Request) -> IntArray:
+def log_snr(request: Request, log_snr_min: float | None = None, log_snr_max: float | None = None) -> IntArray:
     """K times even in log-SNR, from the high end to the low end; a single step goes from the low end to the data.
+
+    Args:
+        request: the process and K.
+        log_snr_min, log_snr_max: the ends; None: that of the process.
 
     Raises:
         UserError: if the ends are not low <= high inside the process's range, or hold fewer than K reference times.
     """
     process, steps, last = request.process, request.steps, request.process.steps
     bottom, top = float(process.log_snr(process.times[-1])), float(process.log_snr(process.times[1]))
-    low, high = request.log_snr_range or (bottom, top)
+    low = bottom if log_snr_min is None else log_snr_min
+    high = top if log_snr_max is None else log_snr_max
     slack = 1e-4 * max(abs(bottom), abs(top))  # ends read off a message are rounded
-    ends = f"config.trajectory.log_snr_min, log_snr_max = ({low:.6g}, {high:.6g})"
+    ends = f"`log_snr_min`, `log_snr_max` = ({low:.6g}, {high:.6g})"
     if low > high or low < bottom - slack or high > top + slack:
         raise UserError(
             f"{ends} must be low <= high within ({bottom:.6g}, {top:.6g}), the range of the reference times."
@@ -175,75 +185,21 @@ def log_snr(request: Request) -> IntArray:
     first, final = process.nearest_index([high, low])
     if final - first + 1 < steps <= last:
         raise UserError(
-            f"{ends} holds {final - first + 1} reference times, fewer than config.trajectory.steps = {steps}; "
+            f"{ends} holds {final - first + 1} reference times, fewer than `steps` = {steps}; "
             "use fewer steps or a wider range."
         )
     return valid_path(path_of, last, steps, "log_snr")
 
 
-def least_cost(request: Request) -> IntArray:
-    """The planner's path with exactly, or with at most, K steps.
+def least_cost(request: Request, budget: str = "exactly", **costs: Any) -> IntArray:
+    """The planner's path with exactly, or with at most, K steps; `costs` says what it is planned on.
 
     Raises:
         UserError: if no planner is given, or if it has no such path.
     """
     if request.planner is None:
-        raise UserError(
-            "config.trajectory.name = 'least_cost' needs measured costs: estimate the moments first, or use 'even'."
-        )
-    return request.planner().plan(request.steps, request.budget).path
-
-
-def published_costs(process: Process, ms_eps: Floats, last: int) -> Array:
-    """F[s, t] = log(1 - forward_variance(s, t)/sigma_t^2 ms_eps[t]) for 1 <= s < t <= last (J of Bao et al. 2022).
-
-    forward_variance/sigma_t^2 = 1 - gamma_t/gamma_s, and the sum (1 - ms_eps) + ms_eps gamma_t/gamma_s loses no digits
-    where ms_eps is near 1. The public code keeps ms_eps/sigma_t^2 in the precision of ms_eps, float32 in its files; so
-    does this.
-    """
-    times = process.times[1 : last + 1]
-    log_snr_of = process.log_snr(times)
-    ratio = ms_eps[1 : last + 1] / process.sigma(times) ** 2
-    kept = ms_eps[1 : last + 1] * (ratio.astype(ms_eps.dtype) / ratio)
-
-    def column(t: int) -> Array:
-        return np.log((1.0 - kept[t - 1]) + kept[t - 1] * np.exp(log_snr_of[t - 1] - log_snr_of[: t - 1]))
-
-    return edge_table(last, column)
-
-
-def split_budget(ms_eps: Floats, steps: int) -> tuple[int, int, int]:
-    """(K1, N1, K2): K1 steps are planned on 1..N1, K2 are spread evenly over N1..N ("_split" of the public code).
-
-    From the first n with ms_eps[n] > 1, which no exact score has, twice as many times as follow count as bad:
-    N1 = N - 2 (N - n + 1). They get 20 % of the share of steps that their number would give them, at least one.
-
-    Raises:
-        UserError: if nothing is left to plan on, or too few steps to plan.
-    """
-    last = len(ms_eps) - 1
-    above = np.flatnonzero(ms_eps[1:] > 1)
-    bad = 2 * (last - int(above[0])) if above.size else 0
-    end = last - bad
-    if end < 1:
-        raise UserError(
-            f"config.trajectory.name = 'published_split' finds ms_eps > 1 from t = {int(above[0]) + 1} of {last} on "
-            "and takes twice as many times for bad, which leaves none to plan on; re-estimate ms_eps, or use "
-            "'least_cost'."
-        )
-
-    def planned(k: int) -> int:
-        spread = k - min(math.ceil((1.0 - 0.8 * (bad / last)) * k), end)
-        return k - max(min(spread, bad), min(bad, 1))
-
-    if planned(steps) < min(2, end):
-        enough = next(k for k in range(steps + 1, last + 1) if planned(k) >= min(2, end))
-        raise UserError(
-            f"config.trajectory.name = 'published_split': config.trajectory.steps = {steps} leaves {planned(steps)} of "
-            f"them to plan and needs two, for the ends 1 and {end}; use config.trajectory.steps >= {enough}, or "
-            "'least_cost'."
-        )
-    return planned(steps), end, steps - planned(steps)
+        raise UserError("the trajectory 'least_cost' needs measured costs: measure the moments first, or use 'even'.")
+    return request.planner(**costs).plan(request.steps, budget).path
 
 
 def published_split(request: Request) -> IntArray:
@@ -256,7 +212,7 @@ def published_split(request: Request) -> IntArray:
     ms_eps = np.zeros(0) if request.ms_eps is None else request.ms_eps()
     if ms_eps.shape != (last + 1,):
         raise UserError(
-            f"config.trajectory.name = 'published_split' needs ms_eps of N + 1 = {last + 1} numbers, got {ms_eps.size}."
+            f"the trajectory 'published_split' needs `ms_eps` of N + 1 = {last + 1} numbers, got {ms_eps.size}."
         )
 
     def path_of(k: int) -> IntArray:
@@ -271,27 +227,48 @@ def published_split(request: Request) -> IntArray:
     return valid_path(path_of, last, steps, "published_split")
 
 
-def trajectory(name: str, request: Request) -> IntArray:
+def trajectory(name: str, request: Request, **options: Any) -> IntArray:
     """The path [0 < t_1 < ... < t_K] of the member `name`; K below `request.steps` only with budget = "at_most".
 
     Raises:
-        UserError: if the name is unknown, or as the member says.
+        UserError: if the name or an option is unknown, or as the member says.
     """
-    return lookup(TRAJECTORIES, name, "config.trajectory.name")(request)
+    return built(TRAJECTORIES, name, "`trajectory.name`", request, **options)
 
 
-FIXED: dict[str, Callable[[int, int], IntArray]] = {
-    "even": even_steps,
-    "power2": power_steps(2),
-    "power3": power_steps(3),
-    "power4": power_steps(4),
-    "quadratic": quadratic_steps,
-    "stride": stride_steps,
+FIXED: dict[str, tuple[Callable[[int, int], IntArray], str]] = {
+    "even": (even_steps, 'evenly spaced times, published as "linear" (Bao et al. 2022)'),
+    "power2": (power_steps(2), 'even in 1 - (1 - t)^2, denser near the data; published as "power2"'),
+    "power3": (power_steps(3), 'even in 1 - (1 - t)^3, denser near the data; published as "power3"'),
+    "power4": (power_steps(4), 'even in 1 - (1 - t)^4, denser near the data; published as "power4"'),
+    "quadratic": (quadratic_steps, 'times (u sqrt(0.8 N))^2, published as "quad_ddim" (Song et al. 2021)'),
+    "stride": (stride_steps, 'every floor(N/K)-th time, published as "linear_ddim" (Song et al. 2021)'),
 }
 
-TRAJECTORIES: dict[str, Builder] = {
-    **{name: _fixed(name, steps_of) for name, steps_of in FIXED.items()},
-    "log_snr": log_snr,
-    "published_split": published_split,
-    "least_cost": least_cost,
+ENDS = {
+    "log_snr_min": Field(None, "end of the path; unset: that of the last reference time", type=float),
+    "log_snr_max": Field(None, "start of the path; unset: that of the first reference time", type=float),
+}
+PLANNED = {
+    "budget": Field("exactly", "how K is meant", choices="budget"),
+    "cost": Field("kl", "what a step is priced by", choices="cost"),
+    "method": Field("auto", "how the cheapest path is searched", choices="planning_method"),
+    "data_term": Field(
+        True,
+        "price the last step to the data (else the path goes through the first reference time)",
+        reads=("likelihood.decoder",),
+    ),
+}
+
+TRAJECTORIES: dict[str, Kind] = {
+    **{name: Kind(_fixed(name, steps_of), about, TrajectoryFacts()) for name, (steps_of, about) in FIXED.items()},
+    "log_snr": Kind(log_snr, "even in log-SNR", TrajectoryFacts(), ENDS),
+    "published_split": Kind(
+        published_split,
+        'the public Analytic-DPM code\'s dynamic programme, "dp_seg"',
+        TrajectoryFacts(uses_moments=True),
+    ),
+    "least_cost": Kind(
+        least_cost, "the K times whose bound is least by the costs measured", TrajectoryFacts(plans=True), PLANNED
+    ),
 }

@@ -25,6 +25,7 @@ import numpy as np
 
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
+from adpm.families import Field, Kind
 from adpm.gaussian import ZERO, Covariance, Diagonal, Number
 from adpm.kernel import Kernel
 from adpm.process import Array
@@ -97,9 +98,7 @@ class Large(Rule):
 
     def variance(self, kernel: Kernel, values: Number) -> Number:
         if kernel.eta != 1.0:
-            raise UserError(
-                f"config.rule.name = 'large' goes with config.sampling.eta = 1 only, got eta = {kernel.eta}."
-            )
+            raise UserError(f"the rule 'large' goes with `eta` = 1 only, got `eta` = {kernel.eta}.")
         return number(kernel.forward_variance)
 
 
@@ -180,64 +179,72 @@ class LastStepCap(Rule):
 
 
 def cap_threshold(cap_levels: float, width: float) -> float:
-    """(cap_levels * width)^2 pi/2 for data levels `width` apart."""
+    """(cap_levels * width)^2 pi/2 for data levels `width` apart.
+
+    Raises:
+        UserError: if that is no number, or 0.
+    """
+    if not 0.0 < cap_levels * width < 1e100:
+        raise UserError(f"`cap_levels` = {cap_levels} must be a positive number of levels; 1 and 2 are published.")
     return (cap_levels * width) ** 2 * math.pi / 2
 
 
 @dataclass(frozen=True)
-class SecondOutput:
-    """What a network's second output is.
+class RuleFacts:
+    """What may be asked of a rule without building it.
 
     Attributes:
-        objective: what it was trained by; None when it is yet to be trained, which no rule can object to.
-        said_by: the file or field that says so, for people.
-        advice: what would change that, for people.
+        state_dependent: whether it reads the prediction, so that states and pixels differ.
+        uses_moments: whether it needs Var_t.
+        only_eta: the one eta that it is defined for; None: any.
+        trained_with: objectives whose second output it can read; none: it reads none.
     """
 
-    objective: str | None
-    said_by: str = ""
-    advice: str = ""
+    state_dependent: bool = False
+    uses_moments: bool = False
+    only_eta: float | None = None
+    trained_with: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class RuleNeeds:
-    """What assembly can hand to a rule's builder.
+    """What a rule's builder may ask for.
 
     Attributes:
-        eta: the kernel's eta.
-        bounds: whether the model of Cov[x_0 | x_t] is limited.
-        average_bound: tr Cov[x_0] / d, which no average over states exceeds; computed when asked.
-        variance: Var_t as a function of time by the chosen estimator; computed when asked.
+        variance: estimator -> Var_t as a function of time; from moments, computed when asked.
+        data_variance: tr Cov[x_0] / d, which no average over states exceeds; computed when asked.
         state_bound: ((b - a)/2)^2 for data in [a, b], which no state's variance exceeds.
-        average: whether a state's variance is to be one number.
-        head: what the network's second output is, None when it has none; looked up when asked.
         first_variance: Var[x_1 | x_2, x_0] of the reference times; computed when asked.
     """
 
-    eta: float
-    bounds: bool
-    average_bound: Callable[[], float]
-    variance: Callable[[], Callable[[Array], Array]]
+    variance: Callable[[str], Callable[[Array], Array]]
+    data_variance: Callable[[], float]
     state_bound: float
-    average: bool
-    head: Callable[[], SecondOutput | None]
     first_variance: Callable[[], float]
 
 
-def _large(needs: RuleNeeds) -> Rule:
-    if needs.eta != 1.0:
-        raise UserError(f"config.rule.name = 'large' goes with config.sampling.eta = 1 only, got {needs.eta}.")
-    return Large()
+def _analytic(needs: RuleNeeds, estimator: str = "residual", bounds: bool = True) -> Rule:
+    rule = Analytic(needs.variance(estimator))
+    return Bounded(rule, needs.data_variance()) if bounds else rule
 
 
-def _analytic(needs: RuleNeeds) -> Rule:
-    rule = Analytic(needs.variance())
-    return Bounded(rule, needs.average_bound()) if needs.bounds else rule
+ESTIMATOR = Field("residual", "how Var[x0 | x_t] is estimated", choices="estimator")
+BOUNDS = "limit Var[x0 | x_t] to {}; the share that this acts on is reported"
 
-
-RULES: dict[str, Callable[[RuleNeeds], Rule]] = {
-    "small": lambda needs: Small(),
-    "unit": lambda needs: Unit(),
-    "large": _large,
-    "analytic": _analytic,
+RULES: dict[str, Kind] = {
+    "small": Kind(
+        lambda needs: Small(),
+        "Var[x0|x_t] = 0, as if x0 were known: DDPM's beta-tilde at eta 1, DDIM at eta 0",
+        RuleFacts(),
+    ),
+    "unit": Kind(lambda needs: Unit(), "Var[x0|x_t] as if the data were N(0, I)", RuleFacts()),
+    "large": Kind(
+        lambda needs: Large(), "the forward variance Var[x_t|x_s] as the step's: DDPM's beta", RuleFacts(only_eta=1.0)
+    ),
+    "analytic": Kind(
+        _analytic,
+        "Var[x0|x_t] = one number per time, measured: Analytic-DPM (Bao et al. 2022)",
+        RuleFacts(uses_moments=True),
+        {"estimator": ESTIMATOR, "bounds": Field(True, BOUNDS.format("[0, Var[x0]]"))},
+    ),
 }

@@ -1,18 +1,19 @@
-"""A comparison killed at random moments and continued, against one that was left alone: are the tables the same?
+"""A comparison killed again and again and continued, against one that was left alone: are the tables the same?
 
     python -m benchmarks.compare_kills [--config=configs/compare_digits.py:quick] [--kills=20]
 
-Kills are SIGKILL at a time drawn evenly between start and a sixth of the whole run's time later, so that they hit
-start-up, moments, tables, samples, bounds and the report. A run that finishes first is compared and begun again in an
-empty folder. All tables are compared byte for byte, except the last column of cells.csv, which is clock time.
+Kills are SIGKILL when the n-th new file has appeared, n drawn evenly from 1 to a sixth of all that a whole run writes,
+so that they hit moments, tables, samples, bounds and the report on a fast machine as on a slow one. A run that finishes
+first is compared and begun again in an empty folder. All tables are compared byte for byte, except the last column of
+cells.csv, which is clock time.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,10 +21,30 @@ from pathlib import Path
 
 from benchmarks.protocol import describe
 
+MAIN = ("main.py",)
 
-def start(config: str, workdir: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "main.py", f"--config={config}", "--mode=compare", f"--workdir={workdir}"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+def start(config: str, workdir: Path, *options: str) -> subprocess.Popen[bytes]:
+    """The comparison as a process, in a folder."""
+    flags = [f"--config={config}", "--mode=compare", f"--workdir={workdir}", *options]
+    return subprocess.Popen([sys.executable, *MAIN, *flags], stdout=subprocess.DEVNULL)
+
+
+def files(folder: Path) -> set[str]:
+    """All files below a folder that are whole; half-written ones begin with a dot."""
+    return {os.path.join(at, name) for at, _, names in os.walk(folder) for name in names if not name.startswith(".")}
+
+
+def kill_at(process: subprocess.Popen[bytes], folder: Path, n: int) -> bool:
+    """Kill a process as soon as `n` more files have appeared in the folder; False if it ends before."""
+    before = files(folder)
+    while process.poll() is None:
+        if len(files(folder) - before) >= n:
+            process.kill()
+            process.wait()
+            return True
+        time.sleep(0.005)
+    return False
 
 
 def tables(workdir: Path) -> dict[str, str]:
@@ -40,31 +61,23 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/compare_kills"))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    describe(f"{options.config} killed {options.kills} times at random moments")
+    options, fields = parser.parse_known_args()
+    describe(f"{options.config} killed {options.kills} times")
     whole, killed = options.workdir / "whole", options.workdir / "killed"
     shutil.rmtree(whole, ignore_errors=True)
     shutil.rmtree(killed, ignore_errors=True)
-    begun = time.monotonic()
-    if code := start(options.config, whole).wait():
+    if code := start(options.config, whole, *fields).wait():
         sys.exit(code)
-    seconds = time.monotonic() - begun
-    print(f"left alone: {seconds:.0f} s")
-    expected, moments = tables(whole), random.Random(options.seed)
+    expected, total, chosen = tables(whole), len(files(whole)), random.Random(options.seed)
+    print(f"left alone: {total} files")
     kills = finished = 0
     while True:
-        process = start(options.config, killed)
-        after = moments.uniform(0.0, seconds / 6) if kills < options.kills else None
-        try:
-            code = process.wait(timeout=after)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        process, n = start(options.config, killed, *fields), chosen.randint(1, max(1, total // 6))
+        if kills < options.kills and kill_at(process, killed, n):
             kills += 1
-            cells = len(list((killed / "cells").rglob("*.npz")))
-            print(f"kill {kills:2d} after {after:5.1f} s: {cells} records so far", flush=True)
+            print(f"kill {kills:2d} at file {n:3d}: {len(files(killed))} files so far", flush=True)
             continue
-        if code:
+        if code := process.wait():
             sys.exit(code)
         finished += 1
         found = tables(killed)

@@ -17,17 +17,18 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from adpm.costs import Costs, bound_costs, kl_costs
 from adpm.kernel import Kernel
 from adpm.likelihood import Statistics, bits_per_dim
-from adpm.planning import Costs, bound_costs, kl_costs, planner
+from adpm.paths import statistics_of
+from adpm.planning import planner
 from adpm.process import Array
 from adpm.run.assembly import Session
-from adpm.run.cli import load_config
-from adpm.run.core import CORE
+from adpm.run.config import load_config
+from adpm.run.families import house
 from adpm.run.figures import save_figure
-from adpm.run.files import digest
-from adpm.run.prepare import data_row_for, moments_for, moments_key, statistics_for
-from adpm.run.shards import read_arrays, save_arrays
+from adpm.run.measure import data_row_for, moments_for, moments_key, variance_for
+from adpm.run.store import digest, read_arrays, save_arrays
 from adpm.trajectory import Request, trajectory
 from adpm.variance import Analytic, Bounded, Large, Rule, Small
 from benchmarks.protocol import describe
@@ -39,9 +40,9 @@ class Bench:
     """A session with one decoder, its moments and its statistics on the test split."""
 
     def __init__(self, folder: Path, decoder: str, images: int) -> None:
-        config = load_config("configs/digits.py")
+        config = load_config("configs/digits.py")[0]
         config.likelihood.decoder = decoder
-        self.session = Session(config, folder, CORE)
+        self.session = Session.make(config, folder, house())
         self.process = self.session.process
         table = moments_for(self.session)
         times = self.process.times[1:]
@@ -56,7 +57,7 @@ class Bench:
             "analytic, gamma": Bounded(Analytic(curves["gamma"]), self.upper),
             "analytic, residual": Bounded(Analytic(curves["residual"]), self.upper),
         }
-        key = digest([self.session.model_identity, moments_key(self.session), decoder, images, config.seed])
+        key = digest([self.session.identity, moments_key(self.session), decoder, images, config.seed])
         self.statistics = self._statistics(folder / f"statistics-{decoder}-{key}.npz", images)
 
     def _statistics(self, path: Path, images: int) -> Statistics:
@@ -65,7 +66,17 @@ class Bench:
         arrays = read_arrays(path)
         if arrays is None:
             numbers = torch.arange(images or len(session.data.split("test")))
-            s = statistics_for(session, "test", numbers, times)
+            s = statistics_of(
+                session.trunk.denoise,
+                self.process,
+                session.decoder(variance_for(session)),
+                session.levels,
+                session.images("test"),
+                numbers,
+                times,
+                seed=session.config.seed,
+                batch_size=session.config.likelihood.batch_size,
+            )
             arrays = {"squared": s.squared, "data": s.data, "prior": s.prior}
             save_arrays(path, arrays)
         return Statistics(times, arrays["squared"], arrays["data"], arrays["prior"], dim)

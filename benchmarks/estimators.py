@@ -18,9 +18,10 @@ from torch import Tensor
 
 from adpm import ideal
 from adpm.denoiser import eps_from_x0
-from adpm.moments import CONTROLS, GAMMA, POWER, RESIDUAL, draw_moments, spread_times
+from adpm.draws import CONTROLS, GAMMA, POWER, RESIDUAL, draw_moments
+from adpm.moments import spread_times
 from adpm.noise import KeyedNoise
-from adpm.process import PROCESSES, Array, Process
+from adpm.process import Array, Process, linear
 from adpm.run.data import digits
 from benchmarks.protocol import describe
 
@@ -81,7 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     started = time.perf_counter()
-    mixture, process = digits_world(), PROCESSES["linear"](1000)
+    mixture, process = digits_world(), linear(1000)
     x0 = mixture.sample(args.draws, args.seed)
     times = process.times[process.nearest_index(LOG_SNR)]
     rows = [(float(process.log_snr(t)), one_draw(mixture, process, t, x0, args.seed)) for t in times]

@@ -18,11 +18,10 @@ from pathlib import Path
 import torch
 
 from adpm.run.assembly import Session
-from adpm.run.cli import load_config
-from adpm.run.core import CORE
+from adpm.run.config import load_config
+from adpm.run.families import house
 from adpm.run.modes.train import make_trainer
 from benchmarks.protocol import describe, interleaved
-from covariance.tables import COVARIANCE_TABLES
 
 GOAL = 1.15
 
@@ -57,11 +56,11 @@ def main() -> None:
         f"head training: {options.head} head, {options.objective}, batch {options.batch}, "
         f"{options.repeats} interleaved pairs of {options.steps} steps"
     )
-    config = load_config("configs/digits.py")
+    config = load_config("configs/digits.py")[0]
     config.network.head = options.head
     config.train.update(objective=options.objective, batch_size=options.batch, sample_every=0)
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(config, Path(folder), CORE.merged(COVARIANCE_TABLES))
+        session = Session.make(config, Path(folder), house())
         trainer = make_trainer(session)
         bare = bare_step(session, options.batch)
 

@@ -20,15 +20,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from adpm import ideal
 from adpm.denoiser import Prediction, per_sample
+from adpm.draws import Source, measure
 from adpm.errors import UserError
 from adpm.likelihood import Levels
-from adpm.moments import MomentTable, Source, measure, spread_times
+from adpm.moments import MomentTable, spread_times
 from adpm.nn.checkpoint import read_header, read_weights, save_weights
 from adpm.nn.iddpm import timestep_embedding
 from adpm.noise import KeyedNoise
 from adpm.objective import ObjectiveNeeds
 from adpm.process import Array, Process
-from adpm.run.files import differences, write_whole
+from adpm.run.store import differences, write_whole
 from adpm.run.times import TIMES
 from adpm.run.training import SCHEDULES, stratified
 from covariance.objective import OBJECTIVES
@@ -134,7 +135,7 @@ def train(world: World, name: str, options: Training) -> tuple[nn.Module, int]:
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=0.0)
     objective = OBJECTIVES[name].build(ObjectiveNeeds(world.process, Levels(0, -1.0, 1.0), lambda: world.average))
-    times, begun = TIMES[options.times](world.process), time.process_time()
+    times, begun = TIMES[options.times].build(world.process), time.process_time()
     for i in itertools.count():
         done = max(spent(begun) / options.minutes, i / options.iterations if options.iterations else 0.0)
         if done >= 1.0:
@@ -142,7 +143,7 @@ def train(world: World, name: str, options: Training) -> tuple[nn.Module, int]:
         x, x0, eps, t = batch(world, times.draw(stratified(options.seed, i, options.batch_size))[0], options.seed, i)
         loss = objective(world.predict(network, x, t), x0, eps, t).mean()
         for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * min(1.0, (i + 1) / options.warmup) * SCHEDULES["cosine"](done)
+            group["lr"] = options.learning_rate * min(1.0, (i + 1) / options.warmup) * SCHEDULES["cosine"].build()(done)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), options.grad_clip)

@@ -32,10 +32,10 @@ from torch import Tensor
 
 from adpm.kernel import Kernel, reverse_kernel
 from adpm.noise import KeyedNoise
-from adpm.process import PROCESSES, Array
+from adpm.process import Array, linear
 from adpm.run.figures import save_figure
 from adpm.trajectory import Request, trajectory
-from adpm.variance import Rule, RuleNeeds, SecondOutput
+from adpm.variance import Rule, RuleNeeds
 from benchmarks.estimators import digits_world
 from benchmarks.head_training import Head, Training, World, trained, world_of
 from benchmarks.protocol import describe
@@ -67,16 +67,12 @@ def kl_gap(kernel: Kernel, w: Tensor, v: Tensor) -> Tensor:
 def rule(world: World, name: str) -> Rule:
     """The rule that reads a head trained by `name`, limited as in use: data in [-1, 1] have variances in [0, 1]."""
     needs = RuleNeeds(
-        eta=1.0,
-        bounds=True,
-        average_bound=world.mixture.variance,
-        variance=lambda: world.average,
+        variance=lambda estimator: world.average,
+        data_variance=world.mixture.variance,
         state_bound=1.0,
-        average=False,
-        head=lambda: SecondOutput(name, "this benchmark"),
         first_variance=lambda: 0.0,  # for the learned interpolation, which is not here
     )
-    return RULES[name](needs)
+    return RULES[name].build(needs)
 
 
 def scores(world: World, heads: Mapping[str, Head], t: float, s: float, x: Tensor) -> dict[str, Score]:
@@ -208,7 +204,7 @@ def report(rows: list[Row], names: list[str]) -> None:
 def main() -> None:
     args = parsed()
     torch.set_num_threads(1)
-    world = world_of(digits_world(), PROCESSES["linear"](1000), IMAGES, TIMES, DRAWS, args.seed)
+    world = world_of(digits_world(), linear(1000), IMAGES, TIMES, DRAWS, args.seed)
     path = world.process.times[trajectory("log_snr", Request(world.process, STEPS))]
     describe("Heads against the exact posterior variance")
     print("World: class-wise Gaussian mixture of digits (covariances + 1e-3 I, d = 64), exact mean, linear N = 1000.")

@@ -17,8 +17,8 @@ import torch
 
 from adpm.noise import KeyedNoise
 from adpm.run.assembly import Session
-from adpm.run.cli import load_config
-from adpm.run.core import CORE
+from adpm.run.config import load_config
+from adpm.run.families import house
 from adpm.sampler import keyed, sample
 from adpm.solver import ReverseGaussian
 from adpm.trajectory import Request, trajectory
@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     describe(f"sampling overhead: batch {options.batch}, K = {options.steps}, {options.repeats} interleaved pairs")
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(load_config("configs/digits.py"), Path(folder), CORE)
+        session = Session.make(load_config("configs/digits.py")[0], Path(folder), house())
         process, denoise = session.process, session.model.denoise
         times = process.times[trajectory("even", Request(process, options.steps))]
         rule = Analytic(lambda t: 0.1 / (1.0 + process.alpha(t) ** 2))

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from adpm.planning import kl_costs
+from adpm.costs import kl_costs
 from adpm.process import Array, DiscreteProcess, linear_betas
 from adpm.shortest_path import (
     STRIDE,

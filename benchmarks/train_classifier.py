@@ -19,7 +19,7 @@ from torch import Tensor
 from adpm.nn.checkpoint import save_weights
 from adpm.nn.classifier import DigitFeatures
 from adpm.run.data import DATA_SETS
-from adpm.run.files import write_whole
+from adpm.run.store import write_whole
 from benchmarks.protocol import describe
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     describe(f"digits classifier, {options.epochs} epochs of 1438 images")
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    data = DATA_SETS["digits"]()
+    data = DATA_SETS["digits"].build()
     x, labels = data.scaled(data.split("train")), data.labels["train"]
     network = DigitFeatures()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from adpm.denoiser import Prediction, per_sample
 from adpm.errors import UserError
-from adpm.objective import Objective, ObjectiveKind, ObjectiveNeeds
+from adpm.families import Field, Kind
+from adpm.objective import Objective, ObjectiveFacts, ObjectiveNeeds
 from adpm.process import Array
 from covariance.heads import FrozenTrunk
 from covariance.relative import relative_factor
@@ -55,7 +56,7 @@ def relative(variance: Callable[[Array], Array]) -> Objective:
         if not np.all(scale > 0.0):
             raise UserError(
                 f"the relative objective divides by Var_t, which is {scale.min():.3g} at t = {t[scale.argmin()]:g}; "
-                "use config.rule.estimator = 'residual', which is positive."
+                "use `rule.estimator` = 'residual', which is positive."
             )
         q = relative_factor(second_output(prediction))
         # scaled before it is squared: r^2 alone would leave float32's accurate range at high SNR
@@ -69,10 +70,24 @@ def _relative(needs: ObjectiveNeeds) -> Objective:
     return relative(needs.variance())
 
 
-OBJECTIVES: dict[str, ObjectiveKind] = {
-    "sn": ObjectiveKind(lambda needs: squared_noise, FrozenTrunk),
-    "npr": ObjectiveKind(lambda needs: residual, FrozenTrunk),
-    "relative": ObjectiveKind(_relative, FrozenTrunk, depends=("denoiser.clip", "rule.estimator")),
-    "hybrid": ObjectiveKind(hybrid, learns_variance=True),
-    "vlb": ObjectiveKind(vlb, learns_variance=True, loss_aware=True),
+_HEAD = {"trunk_dropout": Field(False, "leave the trunk's dropout on in training, as published", given=False)}
+
+OBJECTIVES: dict[str, Kind] = {
+    "sn": Kind(lambda needs: squared_noise, "a head for rule sn: (eps^2 - h)^2", ObjectiveFacts(FrozenTrunk), _HEAD),
+    "npr": Kind(
+        lambda needs: residual, "a head for rule npr: ((eps - eps_hat)^2 - h)^2", ObjectiveFacts(FrozenTrunk), _HEAD
+    ),
+    "relative": Kind(
+        _relative,
+        "a head for rule relative, by the bound itself",
+        ObjectiveFacts(FrozenTrunk, uses_moments=True),
+        _HEAD,
+        reads=("denoiser.clip", "rule.estimator"),
+    ),
+    "hybrid": Kind(
+        hybrid, "L_simple + N/1000 of the bound (Nichol & Dhariwal 2021)", ObjectiveFacts(learns_variance=True)
+    ),
+    "vlb": Kind(
+        vlb, "the bound itself (Nichol & Dhariwal 2021)", ObjectiveFacts(learns_variance=True, loss_aware=True)
+    ),
 }

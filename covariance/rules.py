@@ -15,15 +15,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
+from adpm.families import Field, Kind
 from adpm.gaussian import Covariance, Diagonal, Number
 from adpm.kernel import Kernel
 from adpm.process import Array
-from adpm.variance import Averaged, Bounded, PosteriorRule, Rule, RuleNeeds, number
+from adpm.variance import (
+    BOUNDS,
+    ESTIMATOR,
+    Averaged,
+    Bounded,
+    PosteriorRule,
+    Rule,
+    RuleFacts,
+    RuleNeeds,
+    number,
+)
 from covariance.interpolation import log_bounds
 from covariance.relative import relative_factor
 from covariance.second_output import second_output
@@ -96,61 +108,54 @@ class Learned(HeadRule):
 
 def _only_eta_one(eta: float) -> None:
     if eta != 1.0:
-        raise UserError(f"config.rule.name = 'learned' goes with config.sampling.eta = 1 only, got {eta}.")
+        raise UserError(f"the rule 'learned' goes with `eta` = 1 only, got `eta` = {eta}.")
 
 
-TRAINED_WITH: dict[str, tuple[str, ...]] = {
-    "sn": ("sn",),
-    "npr": ("npr",),
-    "relative": ("relative",),
-    "learned": ("hybrid", "vlb"),
-}
-"""Rule -> training objectives whose head it can read."""
-
-
-def _require_head(rule: str, needs: RuleNeeds) -> None:
-    """The rule says what the second output has to be; a head's file, or the config for files of others, what it is."""
-    got = needs.head()
-    if got is not None and (got.objective is None or got.objective in TRAINED_WITH[rule]):
-        return
-    wanted = " or ".join(f"'{objective}'" for objective in TRAINED_WITH[rule])
-    found = "but there is no network with a second output (config.network)"
-    if got is not None:
-        found = f"got '{got.objective}' ({got.said_by}); {got.advice}"
-    raise UserError(
-        f"config.rule.name = '{rule}' needs a head trained with config.train.objective = {wanted}, {found}."
-    )
-
-
-def _modelled(name: str, build: Callable[[RuleNeeds], PosteriorRule]) -> Callable[[RuleNeeds], Rule]:
+def _modelled(build: Callable[..., PosteriorRule]) -> Callable[..., Rule]:
     """A builder of a posterior rule: averaged if asked for, then limited, the order of the published codes.
 
     The average over pixels is taken first because limiting the noise of a head at 0 would bias it upwards.
     """
 
-    def built(needs: RuleNeeds) -> Rule:
-        _require_head(name, needs)
-        rule = build(needs)
-        rule = Averaged(rule) if needs.average else rule
-        return Bounded(rule, needs.state_bound) if needs.bounds else rule
+    def built(needs: RuleNeeds, bounds: bool = True, average: bool = False, **options: Any) -> Rule:
+        rule = build(needs, **options)
+        rule = Averaged(rule) if average else rule
+        return Bounded(rule, needs.state_bound) if bounds else rule
 
     return built
 
 
-def _learned(needs: RuleNeeds) -> Rule:
-    _require_head("learned", needs)
-    _only_eta_one(needs.eta)
-    if needs.average:
-        raise UserError(
-            "config.rule.average = True averages a model of Cov[x_0 | x_t], and config.rule.name = 'learned' has none; "
-            "set it to False."
-        )
-    return Learned(needs.first_variance())
+def _relative(needs: RuleNeeds, estimator: str = "residual") -> Relative:
+    return Relative(needs.variance(estimator))
 
 
-RULES: dict[str, Callable[[RuleNeeds], Rule]] = {
-    "sn": _modelled("sn", lambda needs: SquaredNoise()),
-    "npr": _modelled("npr", lambda needs: NoiseResidual()),
-    "relative": _modelled("relative", lambda needs: Relative(needs.variance())),
-    "learned": _learned,
+_FIELDS = {
+    "bounds": Field(True, BOUNDS.format("[0, half the data range squared]")),
+    "average": Field(False, "one variance per state, the mean over its pixels"),
+}
+
+RULES: dict[str, Kind] = {
+    "sn": Kind(
+        _modelled(lambda needs: SquaredNoise()),
+        "Var[x0|x_t] per pixel by a head that estimates E[eps^2|x_t]: SN (Bao et al. 2022b)",
+        RuleFacts(state_dependent=True, trained_with=("sn",)),
+        _FIELDS,
+    ),
+    "npr": Kind(
+        _modelled(lambda needs: NoiseResidual()),
+        "Var[x0|x_t] per pixel by a head that estimates E[(eps - eps_hat)^2|x_t]: NPR (Bao et al. 2022b)",
+        RuleFacts(state_dependent=True, trained_with=("npr",)),
+        _FIELDS,
+    ),
+    "relative": Kind(
+        _modelled(_relative),
+        "ours: analytic's variance times a trained factor per pixel",
+        RuleFacts(state_dependent=True, uses_moments=True, trained_with=("relative",)),
+        {"estimator": ESTIMATOR, **_FIELDS},
+    ),
+    "learned": Kind(
+        lambda needs: Learned(needs.first_variance()),
+        "between small and large on a log scale, per pixel by the network: Improved DDPM (Nichol & Dhariwal 2021)",
+        RuleFacts(state_dependent=True, only_eta=1.0, trained_with=("hybrid", "vlb")),
+    ),
 }

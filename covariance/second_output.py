@@ -17,8 +17,8 @@ def second_output(prediction: Prediction | None) -> Tensor:
     head = None if prediction is None else prediction.head
     if prediction is None or head is None:
         raise UserError(
-            "config.rule.name or config.train.objective reads a network's second output, but there is none; set "
-            "config.network.head, or config.network.learned_variance = True."
+            "the variance rule or the objective reads a network's second output, but there is none; set "
+            "`network.head`, or `network.learned_variance` = True."
         )
     if head.shape != prediction.eps.shape:
         raise UserError(

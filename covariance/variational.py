@@ -45,8 +45,8 @@ class StepBound:
     def __init__(self, process: Process, levels: Levels) -> None:
         if process.continuous:
             raise UserError(
-                "config.train.objective = 'hybrid' or 'vlb' bounds the steps of a discrete process, and an SDE has "
-                "none of its own; use config.process.name = linear, cosine, vp_integral or custom."
+                "the objectives 'hybrid' and 'vlb' bound the steps of a discrete process, and an SDE has "
+                "none of its own; use `process.name` = linear, cosine, vp_integral or custom."
             )
         self._levels, self._first = levels, process.times[1]
         kernel = reverse_kernel(process, process.times[1:], process.times[:-1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from adpm.denoiser import Denoise, per_sample
 from adpm.errors import UserError
+from adpm.families import Field, Kind
 from adpm.gaussian import Diagonal
 from adpm.noise import Noise
 from adpm.process import Process
@@ -69,9 +69,9 @@ class Langevin:
 
     def __init__(self, process: Process, snr: float = 0.16, n_steps: int = 1, unit: StepSize = sample_norms) -> None:
         if not snr > 0.0:
-            raise UserError(f"corrector.snr = {snr} must be positive.")
+            raise UserError(f"`snr` = {snr} must be positive.")
         if not 1 <= n_steps < 4096:
-            raise UserError(f"corrector.n_steps = {n_steps} must lie in 1..4095; for none, leave the corrector out.")
+            raise UserError(f"`n_steps` = {n_steps} must lie in 1..4095; for none, leave the corrector out.")
         self.process, self.snr, self.n_steps, self.unit = process, snr, n_steps, unit
 
     def correct(
@@ -134,8 +134,25 @@ class PredictorCorrector:
         return replace(step, x=state, mean=mean, covariance=covariance)
 
 
-CORRECTORS: dict[str, Callable[..., Langevin]] = {
-    "langevin": Langevin,
-    "langevin_batch": partial(Langevin, unit=batch_norms),
-    "ald": partial(Langevin, unit=noise_level),
+def _around(unit: StepSize) -> Callable[..., Solver]:
+    """(solver, process, options) -> the solver with Langevin steps around each of its own."""
+
+    def wrap(solver: Solver, process: Process, snr: float = 0.16, n_steps: int = 1, first: bool = True) -> Solver:
+        return PredictorCorrector(solver, Langevin(process, snr, n_steps, unit), first)
+
+    return wrap
+
+
+_FIELDS = {
+    "corrector_snr": Field(0.16, "step size in the corrector's unit", above=0, arg="snr"),
+    "corrector_steps": Field(1, "Langevin steps per step of the solver", low=1, below=4096, arg="n_steps"),
+    "corrector_first": Field(True, "before each step, as published; else after it", arg="first"),
+}
+
+CORRECTORS: dict[str, Kind] = {
+    "langevin": Kind(_around(sample_norms), "Langevin steps sized by the norms of each sample", fields=_FIELDS),
+    "langevin_batch": Kind(
+        _around(batch_norms), "Langevin steps sized by the batch's mean norms, as published", fields=_FIELDS
+    ),
+    "ald": Kind(_around(noise_level), "annealed Langevin dynamics (Song & Ermon 2019)", fields=_FIELDS),
 }

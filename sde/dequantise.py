@@ -22,11 +22,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from adpm.denoiser import Denoise
+from adpm.denoiser import Denoise, require_finite
+from adpm.families import Kind
 from adpm.likelihood import Decoder, Levels, decoder_nats
 from adpm.process import Process
 
@@ -55,6 +57,41 @@ def diffusion(denoise: Denoise, process: Process, decoder: Decoder, levels: Leve
         sigma = float(process.sigma(t_min))
         x = float(process.alpha(t_min)) * x0 + sigma * z
         log_q = -(0.5 * z.square() + math.log(sigma) + 0.5 * math.log(2.0 * math.pi)).flatten(1).sum(1)
-        return x, log_q + decoder_nats(x0, denoise(x, t_min).x0, decoder(t_min), levels)
+        return x, log_q + decoder_nats(x0, require_finite(denoise(x, t_min), t_min).x0, decoder(t_min), levels)
 
     return start
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a dequantisation's builder may ask for: the model, levels of the data, and the decoder where it is used."""
+
+    denoise: Denoise
+    process: Process
+    levels: Levels
+    decoder: Decoder | None
+
+
+@dataclass(frozen=True)
+class DequantisationFacts:
+    """Attributes: uses_decoder: whether it ends in the bound's decoder."""
+
+    uses_decoder: bool = False
+
+
+def _diffusion(start: Start) -> Dequantise:
+    assert start.decoder is not None, "the facts say that it is used"
+    return diffusion(start.denoise, start.process, start.decoder, start.levels)
+
+
+DEQUANTISATIONS: dict[str, Kind] = {
+    "uniform": Kind(
+        lambda start: uniform(start.levels), "uniform noise over the bins, score_sde's", DequantisationFacts()
+    ),
+    "diffusion": Kind(
+        _diffusion,
+        "the forward process at t_min, paid back by the bound's decoder",
+        DequantisationFacts(uses_decoder=True),
+        reads=("likelihood.decoder",),
+    ),
+}

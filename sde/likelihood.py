@@ -16,15 +16,15 @@ Data with levels are dequantised first: dequantise.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from adpm.denoiser import Counted, Denoise
-from adpm.errors import UserError, lookup
+from adpm.denoiser import Counted, Denoise, require_finite
+from adpm.errors import UserError
+from adpm.families import Kind, built
 from adpm.noise import KeyedNoise
 from adpm.process import Process
 from sde.process import END, SDE
@@ -51,9 +51,9 @@ class FlowLikelihood:
     nfe: int
 
 
-PROBES: dict[str, Callable[[Tensor], Tensor]] = {
-    "rademacher": lambda noise: torch.ones_like(noise).copysign(noise),
-    "gaussian": lambda noise: noise,
+PROBES: dict[str, Kind] = {
+    "rademacher": Kind(lambda: lambda noise: torch.ones_like(noise).copysign(noise), "signs: the smaller variance"),
+    "gaussian": Kind(lambda: lambda noise: noise, "standard normal"),
 }
 """Standard normal noise -> probes z with E z z^T = I. With J the symmetric part of the integrated Jacobian, one probe
 has variance 2 ||J||_F^2 (Gaussian), or that without J's diagonal (Rademacher): the smaller, and 0 for diagonal J.
@@ -70,9 +70,9 @@ def keyed_probes(kind: str, count: int, seed: int, images: Tensor, shape: tuple[
     Raises:
         UserError: for an unknown kind, or count < 1.
     """
-    draw = lookup(PROBES, kind, "config.likelihood.probe")
+    draw = built(PROBES, kind, "`probe`")
     if count < 1:
-        raise UserError(f"config.likelihood.probes = {count} must be at least 1; from 2 on there is an error bar.")
+        raise UserError(f"`probes` = {count} must be at least 1; from 2 on there is an error bar.")
     keyed = KeyedNoise(seed, "probe")
     return torch.stack([draw(keyed(images, number, shape).double()) for number in range(count)])
 
@@ -103,7 +103,7 @@ class ProbabilityFlow:
         with torch.inference_mode(False), torch.enable_grad():
             # a copy: what was made in inference mode carries no gradient
             leaf = x.detach().to(self.dtype, copy=True).requires_grad_()
-            eps = self._denoise(leaf, t).eps_network
+            eps = require_finite(self._denoise(leaf, t), t).eps_network
             quadratic = self._quadratic_forms(eps, leaf)
         return f * x + gain * eps.detach().double(), f * self._squared + gain * quadratic
 
@@ -178,18 +178,18 @@ def check_options(t_min: float, rtol: float, atol: float, probes: int) -> None:
         UserError: naming the field.
     """
     if not 0.0 < t_min < END:
-        raise UserError(f"config.likelihood.t_min = {t_min} must lie in (0, 1); 1e-5 is the published choice.")
+        raise UserError(f"`t_min` = {t_min} must lie in (0, 1); 1e-5 is the published choice.")
     if not (rtol > 0.0 and atol > 0.0):
-        raise UserError(f"config.likelihood.rtol = {rtol} and config.likelihood.atol = {atol} must be positive.")
+        raise UserError(f"`rtol` = {rtol} and `atol` = {atol} must be positive.")
     if probes < 1:
-        raise UserError(f"config.likelihood.probes = {probes} must be at least 1; from 2 on there is an error bar.")
+        raise UserError(f"`probes` = {probes} must be at least 1; from 2 on there is an error bar.")
 
 
 def _check_input(x: Tensor, probes: Tensor) -> None:
     if not x.isfinite().all():
         raise UserError("an image holds values that are not finite: its likelihood is not defined.")
     if probes.shape[1:] != x.shape:
-        raise UserError(f"probes must have shape [P, *{tuple(x.shape)}] with P >= 1, got {tuple(probes.shape)}.")
+        raise UserError(f"`probes` must have shape [P, *{tuple(x.shape)}] with P >= 1, got {tuple(probes.shape)}.")
 
 
 def _integrate(
@@ -200,13 +200,13 @@ def _integrate(
     def failed(reason: str) -> UserError:
         return UserError(
             f"the probability-flow ODE of the likelihood from t = {t_min:g} to 1 was not solved: {reason}; allow more "
-            f"evaluations, loosen rtol = {rtol:g} and atol = {atol:g}, or start at a larger t_min."
+            f"evaluations, loosen `rtol` = {rtol:g} and `atol` = {atol:g}, or start at a larger `t_min`."
         )
 
     def velocity(time: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         now = min(max(float(time), t_min), END)  # beyond the interval when the first step size is tried out
         if flow.nfe >= max_nfe:
-            raise failed(f"max_nfe = {max_nfe} evaluations were spent at t = {now:.4g}")
+            raise failed(f"`max_nfe` = {max_nfe} evaluations were spent at t = {now:.4g}")
         return flow(state[0], now)
 
     interval = torch.tensor([t_min, END], dtype=torch.float64, device=start[0].device)

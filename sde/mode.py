@@ -1,88 +1,101 @@
-"""--mode=likelihood with config.likelihood.method = "flow": bits/dim by the probability-flow ODE."""
+"""config.likelihood.method = "flow": bits/dim by the probability-flow ODE."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
-from adpm.errors import UserError, lookup
+from adpm.bound import BitsPerDim
+from adpm.errors import UserError
+from adpm.families import Field, Kind
 from adpm.likelihood import bits_per_dim
 from adpm.noise import KeyedNoise
+from adpm.progress import Arrays, Keep, say
 from adpm.run.assembly import Session
-from adpm.run.files import digest, write_json
-from adpm.run.prepare import moments_key, variance_for
-from adpm.run.report import Report, say
-from adpm.run.shards import Arrays, sharded
-from adpm.run.tables import BitsPerDim
-from sde.dequantise import Dequantise, diffusion, uniform
-from sde.likelihood import PROBES, check_options, flow_likelihood, keyed_probes, require_sde
+from adpm.run.bound import counted
+from adpm.run.measure import used_moments, variance_for
+from adpm.run.naming import naming
+from adpm.run.report import Report
+from adpm.run.store import digest, record, write_json
+from sde.dequantise import Dequantise, Start
+from sde.likelihood import check_options, flow_likelihood, keyed_probes, require_sde
+
+_OPTIONS = ("t_min", "rtol", "atol", "max_nfe")
 
 
-def _diffusion(session: Session) -> Dequantise:
-    decoder = session.decoder(variance_for(session))
-    return diffusion(session.trunk.denoise, session.process, decoder, session.levels)
-
-
-@dataclass(frozen=True)
-class Dequantisation:
-    """How a dequantisation is built, and whether it ends in the bound's decoder."""
-
-    build: Callable[[Session], Dequantise]
-    decodes: bool
-
-
-DEQUANTISATIONS = {
-    "uniform": Dequantisation(lambda session: uniform(session.levels), decodes=False),
-    "diffusion": Dequantisation(_diffusion, decodes=True),
-}
-
-
-def flow(session: Session) -> Callable[[], BitsPerDim]:
+def _flow(session: Session) -> Callable[[], BitsPerDim]:
     """-log p of a split under the probability flow, with error bars over images.
 
-    Adaptive error control couples the images of a batch, so the size of the batch is part of the protocol.
+    Adaptive error control couples the images of a batch, so the size of the batch is part of the key.
     """
     section = session.config.likelihood
-    lookup(PROBES, section.probe, "config.likelihood.probe")
-    kind = lookup(DEQUANTISATIONS, section.dequantisation, "config.likelihood.dequantisation")
-    require_sde(session.process)
-    check_options(section.t_min, section.rtol, section.atol, section.probes)
-    first = float(session.process.times[1])
-    if kind.decodes and section.t_min < first:
-        raise UserError(
-            f"config.likelihood.t_min = {section.t_min:g} lies below the first reference time ({first:g}), where the "
-            f"decoder of config.likelihood.dequantisation = '{section.dequantisation}' is not known; raise it to where "
-            "sigma is of the order of the distance of levels, or lower config.process.t_min."
-        )
-    return lambda: _evaluate(session, kind)
+    decodes = session.kind("likelihood.dequantisation").facts.uses_decoder
+    with naming(session.house.table, "likelihood"):
+        require_sde(session.process)
+        check_options(section.t_min, section.rtol, section.atol, section.probes)
+        first = float(session.process.times[1])
+        if decodes and section.t_min < first:
+            raise UserError(
+                f"`t_min` = {section.t_min:g} lies below the first reference time ({first:g}), where the decoder of "
+                f"`dequantisation` = '{section.dequantisation}' is not known; raise it to where sigma is of the "
+                "order of the distance of levels, or lower `process.t_min`."
+            )
+    return lambda: _evaluate(session, decodes)
 
 
-def _evaluate(session: Session, kind: Dequantisation) -> BitsPerDim:
-    section, model = session.config.likelihood, session.trunk
-    session.used_moments = False
-    dequantise = kind.build(session)
-    images = min(section.images or len(session.data.split(section.split)), len(session.data.split(section.split)))
-    fields = ("split", "batch_size", "probe", "probes", "t_min", "rtol", "atol", "dequantisation")
-    decoder = {"decoder": section.decoder, "estimator": session.config.rule.estimator} if kind.decodes else {}
-    protocol = {
-        "identity": session.model_identity,
-        "weights_from": model.source,
-        "seed": session.config.seed,
-        "method": "flow",
-        **{name: section[name] for name in fields},
-        **decoder,
-        "moments": moments_key(session) if session.used_moments else None,
+def flow_key(session: Session) -> dict[str, Any]:
+    """Everything that the flow's figure depends on."""
+    decodes = session.kind("likelihood.dequantisation").facts.uses_decoder
+    return {
+        **session.identity,
+        "own": session.house.table.part(session.config, "flow", ("likelihood", FLOW)),
+        "moments": used_moments(session, "likelihood.decoder") if decodes else None,
     }
-    folder = session.workdir / "likelihood" / f"flow-{section.dequantisation}-{section.split}-{digest(protocol)}"
-    work = Flow(session, dequantise)
-    parts = list(sharded(folder / "batches", images, section.batch_size, work, "likelihood"))
-    write_json(folder / "protocol.json", {**protocol, "images": images})
-    dim = int(np.prod(session.data.shape))
-    found = BitsPerDim.of(bits_per_dim(np.concatenate([part["nats"].astype(np.float64) for part in parts]), dim))
-    nfe = float(np.mean([float(part["nfe"]) for part in parts]))
+
+
+def _evaluate(session: Session, decodes: bool) -> BitsPerDim:
+    section, model, images = session.config.likelihood, session.trunk, counted(session)
+    key = flow_key(session)
+    folder = session.workdir / "likelihood" / f"flow-{section.dequantisation}-{section.split}-{digest(key)}"
+
+    def make(keep: Keep) -> Mapping[str, Any]:
+        decoder = session.decoder(variance_for(session)) if decodes else None
+        start = Start(model.denoise, session.process, session.levels, decoder)
+        dequantise = session.build("likelihood.dequantisation", start)
+        parts = list(keep(images, section.batch_size, lambda items: _batch(session, dequantise, items), "likelihood"))
+        nats = np.concatenate([part["nats"].astype(np.float64) for part in parts])
+        return {"nats": nats, "nfe": np.array([float(part["nfe"]) for part in parts])}
+
+    def check(arrays: Arrays) -> None:
+        if arrays["nats"].shape != (images,) or arrays["nfe"].ndim != 1:
+            raise ValueError(f"nats of {arrays['nats'].shape} images")
+
+    with naming(session.house.table, "likelihood"):
+        arrays = record(folder / f"{images}-images.npz", make, check)
+    write_json(folder / "protocol.json", {**key, "weights_from": model.source, "images": images})
+    bits = bits_per_dim(arrays["nats"].astype(np.float64), int(np.prod(session.data.shape)))
+    return _report(session, BitsPerDim.of(bits), float(arrays["nfe"].mean()), images, folder)
+
+
+def _batch(session: Session, dequantise: Dequantise, items: range) -> Arrays:
+    """Nats of the data's own levels [B], and the evaluations of the batch."""
+    section, seed, shape = session.config.likelihood, session.config.seed, session.data.shape
+    numbers = torch.arange(items.start, items.stop)
+    x0 = session.images(section.split)(numbers)
+    here = numbers.to(x0.device)
+    with torch.no_grad():
+        x, paid = dequantise(x0, KeyedNoise(seed, "dequantise")(here, 0, shape), section.t_min)
+    probes = keyed_probes(section.probe, section.probes, seed, here, shape)
+    options = {name: section[name] for name in _OPTIONS}
+    result = flow_likelihood(session.trunk.denoise, session.process, x, probes, **options)
+    return {"nats": (result.nats + paid).cpu().numpy(), "nfe": np.array(result.nfe)}
+
+
+def _report(session: Session, found: BitsPerDim, nfe: float, images: int, folder: Any) -> BitsPerDim:
+    section = session.config.likelihood
     result = {"bits_per_dim": found.mean, "standard_error": found.error, "images": images, "mean_nfe": nfe}
     write_json(folder / "result.json", result)
     report = Report(session.workdir / "tensorboard" / "likelihood" / folder.name)
@@ -97,21 +110,18 @@ def _evaluate(session: Session, kind: Dequantisation) -> BitsPerDim:
     return found
 
 
-class Flow:
-    """Image numbers -> nats of the data's own levels [B], and the evaluations of the batch."""
+FLOW = Kind(
+    _flow,
+    "the exact likelihood by the probability-flow ODE, of SDEs",
+    fields={
+        "dequantisation": Field("uniform", "where the flow starts on data with levels", choices="dequantisation"),
+        "probe": Field("rademacher", "probes of the divergence", choices="probe"),
+        "probes": Field(1, "per image; from 2 on there is an error bar over them", low=1),
+        "t_min": Field(1e-5, "where the data are put", above=0, below=1),
+        "rtol": Field(1e-5, "relative tolerance of a step", above=0),
+        "atol": Field(1e-5, "absolute tolerance of a step", above=0),
+        "max_nfe": Field(1000, "evaluations allowed per batch", low=1, of=("amount",)),
+    },
+)
 
-    def __init__(self, session: Session, dequantise: Dequantise) -> None:
-        self.session, self.dequantise = session, dequantise
-
-    def __call__(self, items: range) -> Arrays:
-        session, section = self.session, self.session.config.likelihood
-        numbers = torch.arange(items.start, items.stop)
-        x0 = session.images(section.split, numbers)
-        shape, here = session.data.shape, numbers.to(x0.device)
-        with torch.no_grad():
-            noise = KeyedNoise(session.config.seed, "dequantise")(here, 0, shape)
-            x, paid = self.dequantise(x0, noise, section.t_min)
-        probes = keyed_probes(section.probe, section.probes, session.config.seed, here, shape)
-        options = {name: section[name] for name in ("t_min", "rtol", "atol", "max_nfe")}
-        result = flow_likelihood(session.trunk.denoise, session.process, x, probes, **options)
-        return {"nats": (result.nats + paid).cpu().numpy(), "nfe": np.array(result.nfe)}
+LIKELIHOODS: dict[str, Kind] = {"flow": FLOW}

@@ -16,14 +16,16 @@ and the log-SNR. t = 0 is the data (alpha = 1, sigma = 0); VE's own sigma(0+) = 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from adpm.errors import UserError, lookup
-from adpm.process import Array, Process
+from adpm.errors import UserError
+from adpm.families import Field, Kind, built
+from adpm.process import RATES, Array, Process, require_ends, require_falling, require_rates
 
 END = 1.0
 """T, the largest time."""
@@ -36,16 +38,29 @@ class SDE(Process):
         steps: N, number of reference times.
         t_min: the first of them, in (0, 1).
         grid: how they are spread, a key of GRIDS.
+
+    Attributes:
+        NOISE: the parameters that say how much noise there is, the last of them at T.
+
+    Raises:
+        UserError: if a parameter is out of its range, if the log-SNR does not fall at each reference time, or not from
+            nearly data to nearly noise.
     """
 
+    NOISE: ClassVar[tuple[str, ...]]
     continuous = True
 
     def __init__(self, steps: int, t_min: float, grid: str) -> None:
         if steps < 1:
-            raise UserError(f"config.process.steps = {steps} must be at least 1.")
+            raise UserError(f"`steps` = {steps} must be at least 1.")
         if not 0.0 < t_min < END:
-            raise UserError(f"config.process.t_min = {t_min} must lie in (0, 1); 1e-5 suits likelihood, 1e-3 sampling.")
-        self.times = np.concatenate([[0.0], lookup(GRIDS, grid, "config.process.grid")(self, steps, t_min)])
+            raise UserError(f"`t_min` = {t_min} must lie in (0, 1); 1e-5 suits likelihood, 1e-3 sampling.")
+        with np.errstate(all="ignore"):  # what overflows is refused below
+            self.times = np.concatenate([[0.0], built(GRIDS, grid, "`grid`")(self, steps, t_min)])
+        noise = [f"`{name}` = {getattr(self, name):g}" for name in self.NOISE]
+        told = f"one of `t_min` = {t_min}, `steps` = {steps}, {', '.join(noise)} is too small or too large"
+        require_falling(self, lambda n: told)
+        require_ends(self, (lambda: f"lower `t_min` = {t_min}", lambda: f"raise {noise[-1]}"))
 
     @abstractmethod
     def drift(self, t: ArrayLike) -> Array:
@@ -89,7 +104,9 @@ class VP(SDE):
         steps, t_min, grid: reference times, see SDE.
     """
 
+    NOISE = ("beta_min", "beta_max")
     prior_std = 1.0
+    preserves_variance = True
 
     def __init__(
         self,
@@ -99,10 +116,7 @@ class VP(SDE):
         beta_min: float = 0.1,
         beta_max: float = 20.0,
     ) -> None:
-        if not 0.0 < beta_min <= beta_max:
-            raise UserError(
-                f"config.process.beta_min = {beta_min} and beta_max = {beta_max} must satisfy 0 < min <= max."
-            )
+        require_rates(beta_min, beta_max)
         self.beta_min, self.beta_max = beta_min, beta_max
         super().__init__(steps, t_min, grid)
 
@@ -142,6 +156,8 @@ class VP(SDE):
 class SubVP(VP):
     """The sub-VP SDE: VP's alpha, sigma = 1 - exp(-B)."""
 
+    preserves_variance = False
+
     def sigma(self, t: ArrayLike) -> Array:
         return -np.expm1(-self.integral(t))
 
@@ -165,6 +181,8 @@ class VE(SDE):
         steps, t_min, grid: reference times, see SDE.
     """
 
+    NOISE = ("sigma_min", "sigma_max")
+
     def __init__(
         self,
         steps: int = 1000,
@@ -173,9 +191,9 @@ class VE(SDE):
         sigma_min: float = 0.01,
         sigma_max: float = 50.0,
     ) -> None:
-        if not 0.0 < sigma_min < sigma_max:
+        if not 0.0 < sigma_min < sigma_max < math.inf:
             raise UserError(
-                f"config.process.sigma_min = {sigma_min} and sigma_max = {sigma_max} must satisfy 0 < min < max."
+                f"`sigma_min` = {sigma_min} and `sigma_max` = {sigma_max} must satisfy 0 < min < max, and be finite."
             )
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.prior_std = sigma_max
@@ -231,11 +249,33 @@ def _edm(process: SDE, steps: int, t_min: float) -> Array:
     return np.concatenate([[t_min], inner[1:-1], [END]]) if steps > 1 else np.array([END])
 
 
-GRIDS: dict[str, Callable[[SDE, int, float], Array]] = {
-    "uniform": _uniform,
-    "log_snr": _log_snr,
-    "quadratic": _quadratic,
-    "edm": _edm,
+GRIDS: dict[str, Kind] = {
+    "uniform": Kind(lambda: _uniform, "even in t"),
+    "log_snr": Kind(lambda: _log_snr, "even in log-SNR"),
+    "quadratic": Kind(lambda: _quadratic, "even in the square root of t"),
+    "edm": Kind(lambda: _edm, "even in (sigma/alpha)^(1/7) (Karras et al. 2022)"),
 }
 
-PROCESSES: dict[str, Callable[..., Process]] = {"vp": VP, "subvp": SubVP, "ve": VE}
+
+def _reference(t_min: float) -> dict[str, Field]:
+    """Fields of the reference times, which no weights depend on."""
+    return {
+        "steps": Field(1000, "N, reference steps", low=1, of=("model",)),
+        "t_min": Field(t_min, "the first reference time", above=0, below=END, of=("model",)),
+        "grid": Field("uniform", "how reference times are spread", choices="grid", of=("model",)),
+    }
+
+
+PROCESSES: dict[str, Kind] = {
+    "vp": Kind(VP, "the variance-preserving SDE", fields={**_reference(1e-3), **RATES}),
+    "subvp": Kind(SubVP, "the sub-VP SDE", fields={**_reference(1e-3), **RATES}),
+    "ve": Kind(
+        VE,
+        "the variance-exploding SDE",
+        fields={
+            **_reference(1e-5),
+            "sigma_min": Field(0.01, "sigma(0+)", above=0),
+            "sigma_max": Field(50.0, "sigma(1), about the largest distance between two images", above=0),
+        },
+    ),
+}

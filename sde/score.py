@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from adpm.denoiser import Denoiser, Prediction, TimeLabel
-from adpm.errors import lookup
+from adpm.denoiser import Denoiser, Prediction
+from adpm.families import Kind, built
 from adpm.process import Process
 
 
@@ -62,7 +62,7 @@ def score_denoiser(
     Raises:
         UserError: for an unknown name in `convention`.
     """
-    label = lookup(LABELS, convention.label, "denoiser.label")(process)
+    label = built(LABELS, convention.label, "`label`", process)
     return Denoiser(
         network,
         process,
@@ -73,9 +73,9 @@ def score_denoiser(
     )
 
 
-LABELS: dict[str, Callable[[Process], TimeLabel]] = {
-    "time_999": lambda process: lambda t: 999.0 * t,
-    "sigma": lambda process: process.sigma,
+LABELS: dict[str, Kind] = {
+    "time_999": Kind(lambda process: lambda t: 999.0 * t, "999 t, score_sde's VP networks"),
+    "sigma": Kind(lambda process: process.sigma, "sigma_t, score_sde's VE networks"),
 }
 
 CONVENTIONS: dict[str, Convention] = {

@@ -20,7 +20,6 @@ along a path of W, `weak_order` of means and variances. For an ODE they are the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,10 +29,11 @@ from torchdiffeq import odeint
 
 from adpm.denoiser import Counted, Denoise, Prediction
 from adpm.errors import UserError
+from adpm.families import Field, Kind
 from adpm.gaussian import ZERO, Diagonal
 from adpm.noise import Noise
 from adpm.process import Process
-from adpm.solver import Step
+from adpm.solver import SolverFacts, Step
 from sde.process import SDE, checked
 from sde.score import score_of
 
@@ -55,7 +55,7 @@ class ReverseSDE(ABC):
 
     def __init__(self, process: Process, eta: float, noise_removal: bool = True) -> None:
         if not 0.0 <= eta <= 1.0:
-            raise UserError(f"eta = {eta} must lie in [0, 1]: 1 is the reverse SDE, 0 the probability flow.")
+            raise UserError(f"`eta` = {eta} must lie in [0, 1]: 1 is the reverse SDE, 0 the probability flow.")
         if not isinstance(process, SDE):
             raise UserError(
                 f"{type(self).__name__} needs an SDE (vp, subvp, ve), got {type(process).__name__}: a discrete "
@@ -156,7 +156,7 @@ class ProbabilityFlowAdaptive(ReverseSDE):
         noise_removal: bool = True,
     ) -> None:
         if not (rtol > 0.0 and atol > 0.0):
-            raise UserError(f"solver.rtol = {rtol} and solver.atol = {atol} must be positive.")
+            raise UserError(f"`rtol` = {rtol} and `atol` = {atol} must be positive.")
         super().__init__(process, 0.0, noise_removal)
         self.rtol, self.atol, self.max_nfe = rtol, atol, max_nfe
 
@@ -174,7 +174,7 @@ class ProbabilityFlowAdaptive(ReverseSDE):
             now = min(max(float(time), s), t)
             if used + counted.calls >= self.max_nfe:
                 raise UserError(
-                    self._unsolved(t, s, f"max_nfe = {self.max_nfe} evaluations were spent at t = {now:.4g}")
+                    self._unsolved(t, s, f"`max_nfe` = {self.max_nfe} evaluations were spent at t = {now:.4g}")
                 )
             prediction = counted(state, now)
             seen[:] = seen or [prediction]
@@ -192,7 +192,7 @@ class ProbabilityFlowAdaptive(ReverseSDE):
     def _unsolved(self, t: float, s: float, reason: str) -> str:
         return (
             f"the probability-flow ODE from t = {t:g} to {s:g} was not solved: {reason}; allow more evaluations, "
-            f"loosen rtol = {self.rtol:g} and atol = {self.atol:g}, or end at a larger t_min."
+            f"loosen `rtol` = {self.rtol:g} and `atol` = {self.atol:g}, or end at a larger `t_min`."
         )
 
 
@@ -211,11 +211,35 @@ class Preset:
     weak_order: float = 1.0
 
 
-SOLVERS: dict[str, Callable[..., ReverseSDE]] = {
-    "euler_maruyama": EulerMaruyama,
-    "probability_flow_euler": ProbabilityFlowEuler,
-    "probability_flow_heun": ProbabilityFlowHeun,
-    "probability_flow_adaptive": ProbabilityFlowAdaptive,
+def _tolerances() -> dict[str, Field]:
+    return {
+        "rtol": Field(1e-5, "relative tolerance of a step", above=0),
+        "atol": Field(1e-5, "absolute tolerance of a step", above=0),
+        "max_nfe": Field(1000, "evaluations allowed", low=1),
+    }
+
+
+SOLVERS: dict[str, Kind] = {
+    "euler_maruyama": Kind(
+        EulerMaruyama,
+        "Euler-Maruyama steps of the reverse SDE (eta 1; eta 0 is the probability flow)",
+        SolverFacts(uses_eta=True, needs_sde=True),
+        reads=("sampling.eta",),
+    ),
+    "probability_flow_euler": Kind(
+        ProbabilityFlowEuler, "Euler steps of the probability-flow ODE, no noise", SolverFacts(needs_sde=True)
+    ),
+    "probability_flow_heun": Kind(
+        ProbabilityFlowHeun,
+        "Heun steps of the probability-flow ODE, two network calls each",
+        SolverFacts(needs_sde=True),
+    ),
+    "probability_flow_adaptive": Kind(
+        ProbabilityFlowAdaptive,
+        "the probability-flow ODE by Dormand-Prince with adaptive steps",
+        SolverFacts(needs_sde=True),
+        _tolerances(),
+    ),
 }
 
 # preset -> process -> kernel. Published VP ancestral sampling adds beta, VE's the variance of x_s given x_t and x_0.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from scipy.linalg import hadamard
 
+from adpm.bound import BitsPerDim
+from adpm.draws import Draws
 from adpm.kernel import reverse_kernel, step_nats
-from adpm.moments import Draws, MomentTable
+from adpm.moments import MomentTable
 from adpm.process import DiscreteProcess, linear_betas
 from adpm.run.compare.method import Method
 from adpm.run.compare.results import Bound, Formulation, Results, Row
-from adpm.run.tables import BitsPerDim
 
 V = 0.04
 PROCESS = DiscreteProcess(linear_betas(100))
@@ -91,12 +93,18 @@ def row(
     )
 
 
-def results(*rows: Row, shown: int = 4, floor: tuple[float, ...] = (3.0, 4.0), levels: int = 17) -> Results:
+def results(
+    *rows: Row,
+    shown: int = 4,
+    floor: tuple[float, ...] = (3.0, 4.0),
+    levels: int = 17,
+    about: Mapping[str, str] | None = None,
+) -> Results:
     names = dict.fromkeys(item.method.formulation for item in rows)
     seeds = tuple(range(len(rows[0].distances))) if rows else (0, 1)
     formulations = {name: Formulation(PROCESS, moments(), 1.0) for name in names}
     told = ("digits", "test", "optimal", "digits, 1 x 2 x 2")
-    return Results(rows, formulations, floor[: len(seeds)], shown, 1000, seeds, *told, levels)
+    return Results(rows, formulations, floor[: len(seeds)], shown, 1000, seeds, *told, levels, about or {})
 
 
 def size_of(factor: float) -> float:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from tests.goldens import Golden, golden
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start: several tests run side by side
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +30,15 @@ def ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and saved, but blank: painting takes most of the time of a comparison's report.
+
+    tests/test_compare_figures.py looks at them.
+    """
+    monkeypatch.setattr(Figure, "draw", lambda *_: None)
 
 
 @pytest.fixture

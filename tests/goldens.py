@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -67,7 +67,7 @@ def rel(value: ArrayLike | Tensor, expected: ArrayLike | Tensor) -> float:
 def process(name: str) -> Process:
     """The process that the golden files call `<schedule>_<N>`."""
     schedule, steps = name.rsplit("_", 1)
-    return PROCESSES[{"vpsde": "vp_integral"}.get(schedule, schedule)](int(steps))
+    return PROCESSES[{"vpsde": "vp_integral"}.get(schedule, schedule)].build(int(steps))
 
 
 def gamma_table(name: str, ms_eps: NDArray[np.float64]) -> MomentTable:
@@ -169,12 +169,33 @@ def filled_state(network: nn.Module, salt: str = "", gain: float = 1.0) -> dict[
     return {name: filled(name, tuple(p.shape), salt, gain) for name, p in network.named_parameters()}
 
 
+def assert_waves(found: Tensor, stored: NDArray[Any], t: ArrayLike, frequencies: NDArray[np.float64]) -> None:
+    """Sines and cosines of t f in float32 agree with stored ones as far as any two machines have to.
+
+    exp, cos and sin differ by processor in the last bit: two units of it in the angle, 1.2e-4 at t f = 1000, and 5e-7.
+    """
+    angles = np.tile(np.asarray(t, dtype=np.float64)[:, None] * frequencies, 2)
+    off = np.abs(found.numpy() - stored) - (5e-7 + 2.0**-23 * angles)
+    assert found.shape == stored.shape and off.max() < 0, f"off by {off.max():.3g} more than rounding"
+
+
 def state_sha256(state: dict[str, Tensor]) -> str:
     """SHA-256 over the little-endian float32 bytes in state-dict order."""
     sha = hashlib.sha256()
     for tensor in state.values():
         sha.update(tensor.numpy().astype("<f4").tobytes())
     return sha.hexdigest()
+
+
+def check_names(tensors: Iterable[tuple[str, Tensor]], record: dict[str, Any]) -> None:
+    """Are these the names and shapes, in this order, of a record of networks/tables.json?
+
+    A record has the number of entries and the SHA-256 over their lines "name side side ...\\n". Where they differ, the
+    lines found are printed, to be held against the published list.
+    """
+    lines = [" ".join([name, *map(str, tensor.shape)]) + "\n" for name, tensor in tensors]
+    found = {"entries": len(lines), "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
+    assert found == {key: record[key] for key in found}, f"{found} instead of {record}, made of\n{''.join(lines)}"
 
 
 def unet_options(network: dict[str, Any]) -> dict[str, Any]:

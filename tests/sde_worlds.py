@@ -21,7 +21,7 @@ from sde.process import PROCESSES, SDE
 from sde.solver import PRESETS
 
 NAMES = sorted(PROCESSES)
-WORLDS: dict[str, SDE] = {name: PROCESSES[name]() for name in NAMES}
+WORLDS: dict[str, SDE] = {name: PROCESSES[name].build() for name in NAMES}
 FIRST = float(np.nextafter(0.0, 1.0))
 """The time just above 0, where VE has sigma_min (at 0 itself it is 0: the data)."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from adpm.errors import UserError
-from adpm.nn.checkpoint import load_weights, read_weights, save_weights, state_hash
+from adpm.nn.checkpoint import load_weights, read_header, read_weights, save_weights, state_hash
 from adpm.nn.iddpm import UNet
 from tests.goldens import DATA, filled_state, golden, golden_json, unet_options
 
@@ -141,7 +142,7 @@ def test_loading_is_strict_and_names_names(change: Change, told: str) -> None:
     network = build("plain_iddpm_head")
     before, state = state_hash(network.state_dict()), read_weights(HEAD)
     change(state)
-    with pytest.raises(UserError, match=r"weights 'here' do not fit config\.network \(.*" + re.escape(told)):
+    with pytest.raises(UserError, match=r"weights 'here' do not fit the network \(.*" + re.escape(told)):
         load_weights(network, state, "here")
     assert state_hash(network.state_dict()) == before
 
@@ -157,11 +158,109 @@ def test_a_head_model_is_not_a_plain_model() -> None:
     load_weights(plain, backbone, "plain")
 
 
-def test_prefixed_names_are_refused() -> None:
-    """DistributedDataParallel's `module.` prefix must not load as nothing."""
+def test_a_prefix_that_was_not_taken_off_is_refused() -> None:
+    """A state that does not come from a file: `module.` must not load as nothing."""
     state = {f"module.{name}": tensor for name, tensor in read_weights(HEAD).items()}
     with pytest.raises(UserError, match=r"missing: .*left over: module\."):
         load_weights(build("plain_iddpm_head"), state, "ddp")
+
+
+def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+@pytest.mark.parametrize("layout", ["bare", "state_dict", "model", "safetensors", "ema_models_states"])
+def test_wrapped_and_prefixed_files_equal_the_plain_one(tmp_path: Path, prefix: str, layout: str) -> None:
+    """Parallel and compiled modules, and what training codes put beside them."""
+    state = prefixed(prefix, read_weights(HEAD))
+    beside = {"optimizer": {"state": {0: {"step": 3}}, "param_groups": []}, "epoch": 7, "ema_decay": 0.999}
+    stored = {
+        "bare": state,
+        "state_dict": {"state_dict": state, **beside},
+        "model": {"model": state, **beside},
+        "ema_models_states": {"ema_models_states": {"model": state}},
+    }
+    path = tmp_path / ("weights.safetensors" if layout == "safetensors" else "weights.pt")
+    save_weights(path, state, {}) if layout == "safetensors" else torch.save(stored[layout], path)
+    found, plain = read_weights(path), read_weights(HEAD)
+    assert list(found) == (sorted(plain) if layout == "safetensors" else list(plain))
+    check_output(path, "plain_iddpm_head")
+
+
+def test_a_prefix_of_some_names_is_part_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"module.a": torch.ones(1), "b": torch.zeros(1)}, path)
+    assert list(read_weights(path)) == ["module.a", "b"]
+
+
+def test_an_average_beside_the_weights_is_not_passed_over(tmp_path: Path) -> None:
+    path, state = tmp_path / "weights.pt", read_weights(HEAD)
+    torch.save({"state_dict": state, "ema_state_dict": state}, path)
+    with pytest.raises(UserError, match=r"weights\.pt' holds 'ema_state_dict' beside its weights, in a layout"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.complex64, torch.bool, torch.uint8])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_only_floating_point_is_weights(tmp_path: Path, dtype: torch.dtype, suffix: str) -> None:
+    path, state = tmp_path / f"weights{suffix}", read_weights(HEAD)
+    state["out.0.bias"] = state["out.0.bias"].to(dtype)
+    save_weights(path, state, {}) if suffix == ".safetensors" else torch.save(state, path)
+    told = (
+        rf"weights{suffix}' holds {str(dtype).removeprefix('torch.')} in 'out\.0\.bias'; weights are dense tensors of"
+    )
+    with pytest.raises(UserError, match=told):
+        read_weights(path)
+
+
+def test_sparse_tensors_are_no_weights(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"a": torch.eye(3).to_sparse()}, path)
+    with pytest.raises(UserError, match="holds sparse_coo in 'a'"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_precisions_are_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    path, network = tmp_path / "weights.pt", build("plain_iddpm_head")
+    torch.save({name: tensor.to(dtype) for name, tensor in read_weights(HEAD).items()}, path)
+    load_weights(network, read_weights(path), "there")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, read_weights(HEAD)[name].to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<!DOCTYPE html>\n<html><body>404</body>", "an HTML page, perhaps of a download that failed"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d", r"a Git LFS pointer, .*\(git lfs pull\)"),
+        (b"hello world", "text"),
+        (b"", "empty"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes, told: str) -> None:
+    for suffix, kind in ((".pt", r"checkpoint: it is "), (".safetensors", r"safetensors file \(")):
+        path = tmp_path / f"weights{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"weights{suffix}' is not a whole {kind}{told}"):
+            read_weights(path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    os.mkfifo(path)
+    assert read_header(path) == {}
+    with pytest.raises(UserError, match=rf"weights file '.*weights{suffix}' is a named pipe, not a plain file"):
+        read_weights(path)
+
+
+def test_a_renamed_safetensors_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, {"a": torch.arange(3.0)}, {})
+    with pytest.raises(UserError, match="it is a safetensors file under another name"):
+        read_weights(path.rename(tmp_path / "weights.pt"))
 
 
 def test_unused_buffer_of_published_files_is_ignored() -> None:
@@ -172,10 +271,10 @@ def test_unused_buffer_of_published_files_is_ignored() -> None:
 
 def test_missing_files_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.pth", tmp_path / "nowhere.safetensors"):
-        with pytest.raises(UserError, match=rf"weights '.*{path.name}' do not exist"):
+        with pytest.raises(UserError, match=rf"weights file '.*{path.name}' does not exist"):
             read_weights(path)
     (tmp_path / "5.ckpt").mkdir()
-    with pytest.raises(UserError, match=r"5\.ckpt/ema_models_states/model\.pth' do not exist"):
+    with pytest.raises(UserError, match=r"5\.ckpt/ema_models_states/model\.pth' does not exist"):
         read_weights(tmp_path / "5.ckpt")
 
 
@@ -186,7 +285,7 @@ def test_truncated_safetensors_are_refused(tmp_path: Path, keep: float) -> None:
     whole = path.read_bytes()
     assert struct.unpack("<Q", whole[:8])[0] > 100
     path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
-    with pytest.raises(UserError, match=r"weights\.safetensors' are not a whole safetensors file"):
+    with pytest.raises(UserError, match=r"weights\.safetensors' is not a whole safetensors file"):
         read_weights(path)
 
 
@@ -195,7 +294,7 @@ def test_truncated_pickles_are_refused(tmp_path: Path, keep: float) -> None:
     path = tmp_path / "weights.pth"
     whole = HEAD.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole))])
-    with pytest.raises(UserError, match=r"weights\.pth' are not a whole checkpoint"):
+    with pytest.raises(UserError, match=r"weights\.pth' is not a whole checkpoint"):
         read_weights(path)
 
 
@@ -212,7 +311,7 @@ class Touch:
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     victim, path = tmp_path / "victim", tmp_path / "weights.pth"
     torch.save({**read_weights(HEAD), "trap": Touch(victim)}, path)
-    with pytest.raises(UserError, match=r"weights\.pth' cannot be read without running code stored in them; refused"):
+    with pytest.raises(UserError, match=r"weights\.pth' cannot be read without running code stored in it; refused"):
         read_weights(path)
     assert not victim.exists()
     torch.load(path, weights_only=False)
@@ -233,5 +332,5 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
 def test_unknown_layouts_are_refused(tmp_path: Path, stored: object) -> None:
     path = tmp_path / "weights.pth"
     torch.save(stored, path)
-    with pytest.raises(UserError, match=r"weights\.pth' are not in a layout this project reads"):
+    with pytest.raises(UserError, match=r"weights\.pth' is not in a layout this project reads"):
         read_weights(path)

@@ -13,15 +13,14 @@ from torch import nn
 from adpm.nn.checkpoint import read_header, read_weights
 from adpm.run.assembly import Session
 from adpm.run.cifar10 import ARCHIVE
-from adpm.run.cli import load_config, run
-from adpm.run.core import CORE
-from adpm.run.modes import MODES
-from covariance.tables import COVARIANCE_TABLES
+from adpm.run.cli import run
+from adpm.run.commands import MODES
+from adpm.run.config import load_config
+from adpm.run.families import house
 from tests.cifar_archive import archive
-from tests.goldens import DATA, golden_json
+from tests.goldens import DATA, check_names, golden_json
 
 ROOT = Path(__file__).parent.parent
-TABLES = CORE.merged(COVARIANCE_TABLES)
 CHECKPOINT = DATA / "formats" / "plain_iddpm_head.pth"
 PARAMETERS = {
     "": ("iddpm_cifar10_eps", 52_542_979),
@@ -44,16 +43,16 @@ def data(tmp_path_factory) -> Path:
 
 
 def session(workdir: Path, data: Path, variant: str) -> Session:
-    config = load_config("configs/cifar10.py", variant)
+    config = load_config("configs/cifar10.py", variant)[0]
     config.data.folder = str(data)
-    return Session(config, workdir, TABLES)
+    return Session.make(config, workdir, house(), trains=True)
 
 
 def go(workdir: Path, data: Path, variant: str, mode: str, **overrides: object) -> int:
     flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in overrides.items()]
     config = f"--config=configs/cifar10.py{':' * bool(variant)}{variant}"
-    argv = ["main.py", config, f"--mode={mode}", f"--workdir={workdir}", f"--config.data.folder={data}", *flags]
-    return run(argv, TABLES, MODES)
+    places = [f"--workdir={workdir}", f"--config.cache={workdir / 'cache'}", f"--config.data.folder={data}"]
+    return run(["main.py", config, f"--mode={mode}", *places, *flags], MODES)
 
 
 def small() -> dict[str, Any]:
@@ -78,11 +77,11 @@ def small() -> dict[str, Any]:
 def test_the_network_is_the_published_one(tmp_path, data, variant):
     """Names, shapes and number of parameters, key for key."""
     name, count = PARAMETERS[variant]
-    table = golden_json(f"networks/table_{name}")
+    table = golden_json("networks/tables")[name]
     with torch.device("meta"):
         network = session(tmp_path, data, variant).network()
-    assert {key: list(value.shape) for key, value in network.state_dict().items()} == table["state_dict"]
-    assert sum(p.numel() for p in network.parameters()) == count == table["n_parameters"]
+    check_names(network.state_dict().items(), table)
+    assert sum(p.numel() for p in network.parameters()) == count == table["parameters"]
     dropouts = {module.p for module in network.modules() if isinstance(module, nn.Dropout)}
     assert dropouts == {table["network"]["dropout"]} == {0.3}
 

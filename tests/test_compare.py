@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from adpm.errors import UserError
 from adpm.run.bound import bound_for
 from adpm.run.cli import run
+from adpm.run.commands import MODES
 from adpm.run.compare import cells
 from adpm.run.compare.cells import Cells
+from adpm.run.compare.collect import collect
 from adpm.run.compare.grid import Grid
-from adpm.run.compare.results import collect
+from adpm.run.families import house
+from adpm.run.measure import moments_for, moments_path
 from adpm.run.metrics import FrechetDistance, pixel_features
-from adpm.run.modes import MODES
-from adpm.run.prepare import moments_for, moments_path
+from adpm.run.paths import path_for
 from adpm.run.samples import samples_for
-from tests.test_compare_grid import TABLES, toy
+from benchmarks import compare_kills
+from benchmarks.compare_kills import files, kill_at, start
+from tests.processes import HANG, UNPAINTED, at_work, started, until
+from tests.test_compare_grid import toy
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +49,7 @@ def get_config(variant=""):
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch):
+def config(tmp_path, monkeypatch, unpainted):
     """A config file of 8 methods, 2 numbers of steps and 2 seeds."""
     monkeypatch.chdir(ROOT)
     file = tmp_path / "small.py"
@@ -57,7 +58,7 @@ def config(tmp_path, monkeypatch):
 
 
 def go(config: Path, workdir: Path, *options: str) -> int:
-    return run(["main.py", f"--config={config}", "--mode=compare", f"--workdir={workdir}", *options], TABLES, MODES)
+    return run(["main.py", f"--config={config}", "--mode=compare", f"--workdir={workdir}", *options], MODES)
 
 
 def csv_of(workdir: Path) -> list[str]:
@@ -73,27 +74,28 @@ def everything_but_clocks(workdir: Path) -> dict[str, bytes]:
 def test_figures_are_those_of_the_other_modes(tmp_path):
     """Distances and bits/dim equal, to the last bit, what sessions made by hand give in a folder of their own."""
     config = toy(("discrete", "vp"), trajectories=("least_cost",), etas=(0.5,), rules=("analytic",))
-    made = Cells(Grid(config, tmp_path / "compared", TABLES))
+    made = Cells(Grid(config, tmp_path / "compared", house()))
     for method in made.grid.plan[0]:
         assert made.measure(method) == []
     results = collect(made)
     assert len(results.rows) == 4
     for row in results.rows:
-        alone = Grid(config, tmp_path / "alone", TABLES)
+        alone = Grid(config, tmp_path / "alone", house())
         first = alone.session(row.method, row.steps)
         moments_for(first)
         file = str(moments_path(first))
+        path = path_for(alone.session(row.method, row.steps, moments=file))
         real = first.data.to_unit(first.data.scaled(first.data.split("test")))
         distance = FrechetDistance(pixel_features(first.data.shape), 2.0 * real - 1.0)
         for seed, found in zip((0, 1), row.distances, strict=True):
-            drawn = samples_for(alone.session(row.method, row.steps, seed, file))
-            images = torch.as_tensor(drawn.images)
+            drawn = samples_for(alone.session(row.method, row.steps, seed, file), path)
+            images = drawn.images()
             assert found == distance(2.0 * first.data.to_unit(images) - 1.0)
             if seed == 0:
                 assert np.array_equal(row.images, first.data.to_unit(images[:24]).numpy())
                 assert np.array_equal(row.variance, drawn.first["variance"][::-1])
                 assert np.array_equal(row.times, drawn.first["t"][::-1]) and row.nfe == row.steps
-        evaluated = bound_for(alone.session(row.method, row.steps))
+        evaluated, _ = bound_for(alone.session(row.method, row.steps, moments=file), path)
         assert row.bound.total.mean == evaluated.bits.sum(0).mean()
         assert row.bound.total.error == pytest.approx(evaluated.bits.sum(0).std(ddof=1) / np.sqrt(40), rel=1e-12)
         assert row.bound.terms.sum() == pytest.approx(row.bound.total.mean, rel=1e-12)
@@ -104,7 +106,7 @@ def test_all_methods_start_from_the_same_noise(tmp_path):
     """With the exact denoiser and eta = 0, VP and the discrete process end close by from the same start."""
     config = toy(("discrete", "vp"), trajectories=("even",), etas=(0.0,), rules=("small",), steps=(60,), seeds=(0,))
     config.shown = 60
-    made = Cells(Grid(config, tmp_path, TABLES))
+    made = Cells(Grid(config, tmp_path, house()))
     for method in made.grid.plan[0]:
         made.measure(method)
     one, other = (row.images for row in collect(made).rows)
@@ -146,7 +148,7 @@ def test_what_is_measured_depends_on_what_it_should(config, tmp_path):
     def records(**fields: object) -> set[Path]:
         changed = toy(("vp",), rules=("analytic",), etas=(1.0,), trajectories=("least_cost",))
         changed.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-        made = Cells(Grid(changed, tmp_path, TABLES))
+        made = Cells(Grid(changed, tmp_path, house()))
         return {record.file for method in made.grid.plan[0] for record in made.of(method)}
 
     plain = records()
@@ -155,7 +157,7 @@ def test_what_is_measured_depends_on_what_it_should(config, tmp_path):
         "moments__draws": 21,
         "rule__estimator": "data",
         "rule__bounds": False,
-        "trajectory__data_term": True,
+        "trajectory__data_term": False,
         "trajectory__budget": "at_most",
         "likelihood__decoder": "published",
         "precision": "bfloat16",
@@ -194,8 +196,8 @@ def test_a_cell_that_fails_is_told_and_the_rest_runs(config, tmp_path, monkeypat
 def test_moments_that_were_lost_are_measured_again(config, tmp_path):
     assert go(config, tmp_path / "run") == 0
     before = everything_but_clocks(tmp_path / "run")
-    (lost,) = (tmp_path / "run" / "vp").glob("moments-*.npz")
-    lost.unlink()
+    for lost in (tmp_path / "run" / "cache").glob("moments-*.npz"):
+        lost.unlink()
     assert go(config, tmp_path / "run") == 0
     assert lost.exists() and everything_but_clocks(tmp_path / "run") == before
 
@@ -231,63 +233,34 @@ def test_what_is_wrong_is_told_before_anything_is_measured(config, tmp_path, cap
     assert not list(tmp_path.rglob("*.npz"))
 
 
-def test_killed_at_random_and_continued(config, tmp_path):
-    """Tables equal byte for byte, whenever it was killed; three times here, twenty by benchmarks/compare_kills.py."""
-    assert go(config, tmp_path / "whole") == 0
-    command = [sys.executable, "main.py", f"--config={config}", "--mode=compare", f"--workdir={tmp_path / 'killed'}"]
-    moments = random.Random(0)
-    for _ in range(3):
-        with subprocess.Popen([*command, "--config.processes=2"], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=moments.uniform(4.0, 10.0))
-            process.send_signal(signal.SIGKILL)
-    assert go(config, tmp_path / "killed") == 0
-    assert everything_but_clocks(tmp_path / "killed") == everything_but_clocks(tmp_path / "whole")
+def test_killed_and_continued(config, tmp_path, monkeypatch):
+    """Tables equal byte for byte, wherever it was killed; three times here, twenty by benchmarks/compare_kills.py."""
+    monkeypatch.setattr(compare_kills, "MAIN", UNPAINTED)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert go(config, whole) == 0
+    for n in (2, 15, len(files(whole)) // 3):
+        assert kill_at(start(str(config), killed, "--config.processes=2"), killed, n)
+    assert go(config, killed) == 0
+    assert everything_but_clocks(killed) == everything_but_clocks(whole)
 
 
 def test_ctrl_c_leaves_nobody_at_work(config, tmp_path, ctrl_c):
-    command = [sys.executable, "main.py", f"--config={config}", "--mode=compare", f"--workdir={tmp_path / 'run'}"]
-    process = subprocess.Popen(
-        [*command, "--config.processes=2", "--config.sampling.samples=100000"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    end = time.monotonic() + 120
-    while not list((tmp_path / "run" / "logs").glob("*.txt")) and time.monotonic() < end:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    try:
-        _, told = process.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 130 and "run the same command again" in told and "Traceback" not in told
-    end = time.monotonic() + 60
-    while (left := _at_work(process.pid)) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not left
-
-
-def _at_work(group: int) -> list[int]:
-    """The processes of a group, those left out that have ended and wait to be collected."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, its_group = file.read_text().rpartition(")")[2].split()[:3]
-            if int(its_group) == group and state not in "ZX":
-                found.append(int(file.parent.name))
-    return found
+    argv = ["main.py", f"--config={config}", "--mode=compare", f"--workdir={tmp_path / 'run'}"]
+    many = ["--config.processes=2", "--config.sampling.samples=100000"]
+    with started(*argv, *many, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        until(lambda: list((tmp_path / "run" / "logs").glob("*.txt")), process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=HANG)
+        assert process.returncode == 130 and "run the same command again" in told and "Traceback" not in told
+        until(lambda: not at_work(process.pid))
 
 
 def test_modes_and_configs_that_do_not_go_together(config, tmp_path, capsys):
     argv = ["main.py", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     for mode in ("train", "estimate", "sample", "likelihood"):
-        assert run([*argv, f"--mode={mode}"], TABLES, MODES) == 2
+        assert run([*argv, f"--mode={mode}"], MODES) == 2
         assert "this config has a grid of models to compare; use it with --mode=compare." in capsys.readouterr().err
-    assert run(["main.py", "--config=configs/toy.py", argv[2], "--mode=compare"], TABLES, MODES) == 2
+    assert run(["main.py", "--config=configs/toy.py", argv[2], "--mode=compare"], MODES) == 2
     assert "has no grid of models to compare; use one such as configs/compare" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.npz"))
 

@@ -9,22 +9,20 @@ import pytest
 from ml_collections import ConfigDict
 
 from adpm.errors import UserError
-from adpm.run.cli import load_config
 from adpm.run.compare.cells import Cells
+from adpm.run.compare.fields import AXES, shared_names
 from adpm.run.compare.grid import Grid
 from adpm.run.compare.method import Method
-from adpm.run.core import CORE
-from configs import compare_base
-from covariance.tables import COVARIANCE_TABLES
-from sde.tables import SDE_TABLES
+from adpm.run.config import load_config
+from adpm.run.families import house
 from tests.cifar_archive import archive
 from tests.test_sde_modes import cifar_overrides
 
-TABLES = CORE.merged(SDE_TABLES).merged(COVARIANCE_TABLES)
+HOUSE = house()
 
 
 def toy(formulations: tuple[str, ...] = ("discrete", "vp"), **grid: tuple) -> ConfigDict:
-    config = load_config("configs/compare_toy.py", "tiny")
+    config = load_config("configs/compare_toy.py", "tiny")[0]
     for name in set(config.formulations) - set(formulations):
         del config.formulations[name]
     config.grid.update(grid)
@@ -37,7 +35,7 @@ def names(grid: Grid) -> list[str]:
 
 def test_the_product_of_the_axes_once_each(tmp_path):
     """3 rules x 2 trajectories x 2 etas, less large with eta 0, in both formulations."""
-    grid = Grid(toy(), tmp_path, TABLES)
+    grid = Grid(toy(), tmp_path, house())
     methods, skipped = grid.plan
     assert len(set(names(grid))) == len(methods) == 2 * (3 * 2 * 2 - 2)
     assert all(steps == (3, 6) for steps in methods.values())
@@ -50,7 +48,7 @@ def test_the_product_of_the_axes_once_each(tmp_path):
 def test_what_a_solver_makes_no_use_of_is_no_axis_for_it(tmp_path):
     """Euler-Maruyama has no rule, and the probability flow no eta either."""
     solvers = ("euler_maruyama", "probability_flow_euler")
-    grid = Grid(toy(("vp",), solvers=solvers, trajectories=("even",), etas=(1.0, 0.5)), tmp_path, TABLES)
+    grid = Grid(toy(("vp",), solvers=solvers, trajectories=("even",), etas=(1.0, 0.5)), tmp_path, house())
     told = ["vp-euler_maruyama-even-eta1", "vp-euler_maruyama-even-eta0.5", "vp-probability_flow_euler-even"]
     assert names(grid) == told
     assert list(grid.plan[0])[-1] == Method("vp", None, "even", "probability_flow_euler", None)
@@ -60,7 +58,7 @@ def test_what_a_solver_makes_no_use_of_is_no_axis_for_it(tmp_path):
 def test_cells_that_cannot_exist_are_named_and_the_rest_stays(tmp_path):
     config = toy(("discrete", "ve"), solvers=("reverse_gaussian", "euler_maruyama"), rules=("small", "sn"), etas=(1.0,))
     config.grid.trajectories, config.grid.steps = ("even", "quadratic"), (3, 40)
-    grid = Grid(config, tmp_path, TABLES)
+    grid = Grid(config, tmp_path, house())
     why = {(item.method.name, item.steps): item.why for item in grid.plan[1]}
     assert "a discrete schedule has no drift" in why.pop(("discrete-euler_maruyama-even-eta1", (3, 40)))
     assert "SDE" in why.pop(("discrete-euler_maruyama-quadratic-eta1", (3, 40)))
@@ -83,17 +81,17 @@ def test_cells_that_cannot_exist_are_named_and_the_rest_stays(tmp_path):
 def test_a_plan_that_cannot_be_priced_is_known_before_anything_is_measured(tmp_path):
     config = toy(("discrete",), etas=(1.0, 0.0), trajectories=("least_cost",), rules=("small", "analytic"))
     config.trajectory.cost = "measured"
-    grid = Grid(config, tmp_path, TABLES)
+    grid = Grid(config, tmp_path, house())
     assert names(grid) == ["discrete-small-least_cost-eta1", "discrete-analytic-least_cost-eta1"]
     assert all("no finite bound to plan on" in item.why for item in grid.plan[1])
     assert not list(tmp_path.rglob("*.npz"))
 
 
 def test_a_formulation_without_weights_is_left_out_by_name(tmp_path):
-    config = load_config("configs/compare_digits.py", "quick")
+    config = load_config("configs/compare_digits.py", "quick")[0]
     config.formulations.discrete.pretrained = "nowhere.safetensors"
     config.grid.rules, config.grid.trajectories, config.grid.etas = ("small", "sn"), ("even",), (1.0,)
-    grid = Grid(config, tmp_path, TABLES)
+    grid = Grid(config, tmp_path, house())
     assert names(grid) == ["ve-small-even-eta1", "vp-small-even-eta1", "vp-sn-even-eta1"]
     assert {item.method.name for item in grid.plan[1] if "'nowhere.safetensors' does not exist" in item.why} == {
         "discrete-small-even-eta1",
@@ -104,39 +102,40 @@ def test_a_formulation_without_weights_is_left_out_by_name(tmp_path):
 def test_a_cell_is_the_formulations_config_with_the_shared_sections(tmp_path):
     config = toy(("vp",))
     config.moments.draws, config.rule.estimator, config.likelihood.decoder = 33, "gamma", "published"
-    grid = Grid(config, tmp_path, TABLES)
+    grid = Grid(config, tmp_path, house())
     method = Method("vp", "small", "even", "reverse_gaussian", 0.0)
     session = grid.session(method, 6, seed=1)
-    alone = load_config("configs/toy_sde.py", "vp")
-    for name in set(alone) - set(compare_base.SHARED) - {"seed"}:
+    alone = load_config("configs/toy_sde.py", "vp")[0]
+    for name in ("data", "process", "network", "denoiser", "train"):
         assert session.config[name].to_dict() == alone[name].to_dict()
-    assert (session.config.moments.draws, session.config.rule.estimator) == (33, "gamma")
+    assert session.config.moments.draws == 33
+    assert session.config.rule.estimator == "residual"  # `small` and the published decoder read none
+    analytic = grid.session(Method("vp", "analytic", "even", "reverse_gaussian", 0.0), 6)
+    assert analytic.config.rule.estimator == "gamma"
     assert (session.config.rule.name, session.config.sampling.eta) == ("small", 0.0)
     assert (session.config.trajectory.name, session.config.trajectory.steps, session.config.seed) == ("even", 6, 1)
     assert session.workdir == tmp_path / "vp" and session.trunk is grid.root("vp", None).trunk
 
 
 def test_heads_belong_to_their_rules(tmp_path):
-    grid = Grid(load_config("configs/compare_digits.py"), tmp_path, TABLES)
+    grid = Grid(load_config("configs/compare_digits.py")[0], tmp_path, house())
     for formulation in ("discrete", "vp"):
         root = grid.root(formulation, None)
         for rule in ("sn", "npr", "relative"):
             session = grid.session(Method(formulation, rule, "even", "reverse_gaussian", 1.0), 5)
             assert session.model.head["objective"] == rule
-            assert session.trunk.identity["weights"] == root.trunk.identity["weights"]
+            assert session.trunk.weights == root.trunk.weights
         assert grid.session(Method(formulation, "small", "even", "reverse_gaussian", 1.0), 5).model.head is None
 
 
-def test_every_shared_field_is_a_field_of_the_base_config():
-    """And the fields that the grid chooses are none."""
-    from configs import base
-
-    whole, shared = base.get_config(), compare_base.get_config()
-    for name in compare_base.SHARED:
-        if isinstance(shared[name], ConfigDict):
-            assert set(shared[name]) <= set(whole[name])
-    for section, fields in compare_base.CHOSEN.items():
-        assert not set(fields) & set(shared[section])
+def test_what_a_comparison_shares_is_what_its_cells_may_read():
+    """Neither what the grid chooses, nor anything of the model, nor what only other modes read."""
+    names_ = set(shared_names(house().table))
+    assert {"moments.draws", "rule.estimator", "rule.average", "trajectory.cost", "sampling.corrector_snr"} <= names_
+    assert {"likelihood.split", "likelihood.decoder", "sampling.samples", "device", "precision"} <= names_
+    assert not names_ & {axis.sets for axis in AXES.values()}
+    assert not {name for name in names_ if name.split(".")[0] in ("data", "process", "network", "denoiser", "train")}
+    assert not names_ & {"likelihood.method", "likelihood.probes", "moments.file", "sampling.grid"}
 
 
 WRONG = {
@@ -154,31 +153,31 @@ WRONG = {
 @pytest.mark.parametrize("fields, told", WRONG.values(), ids=WRONG)
 def test_a_wrong_axis_is_told(fields, told, tmp_path):
     with pytest.raises(UserError, match=told):
-        Grid(toy(**fields), tmp_path, TABLES)
+        Grid(toy(**fields), tmp_path, house())
 
 
 def test_other_wrong_fields_are_told(tmp_path):
     config = toy()
     config.formulations = ConfigDict()
     with pytest.raises(UserError, match=r"config\.formulations is empty"):
-        Grid(config, tmp_path, TABLES)
+        Grid(config, tmp_path, house())
     config = toy()
     config.formulations["tables"] = config.formulations.vp
     with pytest.raises(UserError, match=re.escape("config.formulations: 'tables' is no name for a folder")):
-        Grid(config, tmp_path, TABLES)
+        Grid(config, tmp_path, house())
     config = toy()
     config.distance.features = "pixel"
     with pytest.raises(UserError, match=r"config\.distance\.features = 'pixel' is unknown \(did you mean 'pixels'\?\)"):
-        Grid(config, tmp_path, TABLES)
+        Grid(config, tmp_path, house())
     with pytest.raises(UserError, match="this config has no grid of models to compare"):
-        Grid(load_config("configs/toy.py"), tmp_path, TABLES)
+        Grid(load_config("configs/toy.py")[0], tmp_path, house())
 
 
 def test_cifar10_names_what_is_missing(tmp_path):
-    config = load_config("configs/compare_cifar10.py", "quick")
+    config = load_config("configs/compare_cifar10.py", "quick")[0]
     for name in config.formulations:  # wherever the tests run, the archive is not there
         config.formulations[name].config = _wrapped(tmp_path / f"{name}.py", config.formulations[name].config, {})
-    methods, skipped = Grid(config, tmp_path, TABLES).plan
+    methods, skipped = Grid(config, tmp_path, house()).plan
     without_head = [item for item in skipped if item.method.rule not in ("sn", "npr")]
     assert not methods and all("cifar-10-python.tar.gz" in item.why for item in without_head)
     assert {item.method.formulation for item in without_head} == {"discrete", "cosine", "vp", "subvp", "ve"}
@@ -187,7 +186,7 @@ def test_cifar10_names_what_is_missing(tmp_path):
 def test_cifar10_with_weights_of_one_formulation(tmp_path):
     """On small networks: the other formulation is left out, features are asked for before work, and pixels do."""
     archive(tmp_path / "data")
-    config = load_config("configs/compare_cifar10.py", "quick")
+    config = load_config("configs/compare_cifar10.py", "quick")[0]
     for name in ("discrete", "cosine", "subvp"):
         del config.formulations[name]
     for name in ("vp", "ve"):
@@ -200,7 +199,8 @@ def test_cifar10_with_weights_of_one_formulation(tmp_path):
     config.grid.update({"rules": ("analytic",), "trajectories": ("even",), "etas": (1.0,), "steps": (2,)})
     config.sampling.samples = config.likelihood.images = 3
     config.moments.draws, config.moments.times, config.shown = 6, 6, 2
-    grid = Grid(config, tmp_path / "run", TABLES)
+    config.moments.implausible = True  # random weights
+    grid = Grid(config, tmp_path / "run", house())
     assert names(grid) == ["vp-analytic-even-eta1"]
     assert [item.method.formulation for item in grid.plan[1] if "there are no weights" in item.why] == ["ve"]
     (method,) = grid.plan[0]
@@ -208,7 +208,7 @@ def test_cifar10_with_weights_of_one_formulation(tmp_path):
         Cells(grid).missing(method)
     assert not list(tmp_path.rglob("*.npz"))
     config.distance.features = "pixels"
-    cells = Cells(Grid(config, tmp_path / "run", TABLES))
+    cells = Cells(Grid(config, tmp_path / "run", house()))
     assert len(cells.missing(method)) == 2 and cells.measure(method) == [] and not cells.missing(method)
 
 
@@ -218,10 +218,10 @@ def _wrapped(file: Path, source: str, fields: dict[str, str]) -> str:
     lines = [f"    config.{name} = {_literal(value)}" for name, value in fields.items()]
     told = "\n".join(
         [
-            "from adpm.run.cli import load_config",
+            "from adpm.run.config import load_config",
             "",
             "def get_config():",
-            f"    config = load_config({path!r}, {variant!r})",
+            f"    config = load_config({path!r}, {variant!r})[0]",
             f"    config.data.folder = {str(file.parent / 'data')!r}",
             *lines,
             "    return config",
@@ -232,4 +232,4 @@ def _wrapped(file: Path, source: str, fields: dict[str, str]) -> str:
 
 
 def _literal(value: str) -> str:
-    return value if value[0] in "(0123456789" else repr(value)
+    return value if value[0] in "(0123456789" or value in ("True", "False") else repr(value)

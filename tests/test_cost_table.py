@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adpm import ideal
 from adpm.cost_table import Groups, expected_steps, group, measure_column
+from adpm.costs import bound_costs, measured_costs
 from adpm.denoiser import Denoise, Denoiser
 from adpm.errors import UserError
 from adpm.likelihood import (
@@ -27,7 +28,7 @@ from adpm.likelihood import (
     path_terms,
     prior_nats,
 )
-from adpm.planning import bound_costs, measured_costs, planner
+from adpm.planning import planner
 from adpm.process import Array, Process
 from adpm.shortest_path import edge_table
 from adpm.variance import Averaged, Bounded, Large, LastStepCap, Rule, Small
@@ -50,7 +51,7 @@ def measured(
 
 
 def published_decoder(p: Process) -> Any:
-    return DECODERS["published"](DecoderNeeds(p, lambda: pytest.fail("the published decoder needs no moments")))
+    return DECODERS["published"].build(DecoderNeeds(p, lambda: pytest.fail("the published decoder needs no moments")))
 
 
 # The published tables
@@ -273,9 +274,9 @@ def test_a_step_of_one_group_is_the_scalar_formula() -> None:
 def test_negative_variances_and_ddim_are_refused() -> None:
     p, denoise, x0, noise = elbo_world("eps_eps2")
     negative = with_head(denoise, lambda x, t: -torch.ones_like(x))
-    with pytest.raises(UserError, match=r"gives -.* in the step 50 -> 1, not above 0; set config\.rule\.bounds = True"):
+    with pytest.raises(UserError, match=r"gives -.* in the step 50 -> 1, not above 0; set `rule.bounds` = True"):
         measure_column(negative, p, NoiseResidual(), None, BYTES, 50, [(x0, noise)])
-    with pytest.raises(UserError, match=r"config\.sampling\.eta = 0 has no finite likelihood bound"):
+    with pytest.raises(UserError, match=r"`eta` = 0 has no finite likelihood bound"):
         measure_column(denoise, p, SquaredNoise(), None, BYTES, 50, [(x0, noise)], 0.0)
 
 

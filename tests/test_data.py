@@ -9,15 +9,16 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from adpm.errors import UserError
+from adpm.families import Kind
 from adpm.run.assembly import Session
-from adpm.run.cli import load_config
-from adpm.run.core import CORE
-from adpm.run.data import DATA_SETS, DataSet
+from adpm.run.config import load_config
+from adpm.run.data import DATA_SETS, DataFacts, DataSet
+from adpm.run.families import house
 from adpm.run.report import image_grid, save_png
 
 
 def build(name: str, **options) -> DataSet:
-    return DATA_SETS[name](**options)
+    return DATA_SETS[name].build(**options)
 
 
 def test_digits_are_all_of_them_once():
@@ -56,34 +57,38 @@ def test_patches_come_from_their_own_side_of_the_photographs():
 
 
 def test_sizes_that_do_not_fit_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="data.size = 500"):
+    with pytest.raises(UserError, match="^`size` = 500 does not fit the photographs; 1 to 160 pixels do"):
         build("patches", size=500)
     monkeypatch.chdir(__file__.rsplit("/tests/", 1)[0])
-    config = load_config("configs/digits.py")
+    config = load_config("configs/patches.py")[0]
+    config.data.size = 500
+    with pytest.raises(UserError, match="^config.data.size = 500 does not fit the photographs"):
+        Session.make(config, tmp_path, house(), trains=True)
+    config = load_config("configs/digits.py")[0]
     config.data.size = 28
     with pytest.raises(UserError, match="config.data.size = 28 does not go with config.data.name = 'digits'"):
-        _ = Session(config, tmp_path, CORE).data
+        Session.make(config, tmp_path, house())
 
 
 def test_a_data_set_of_the_wrong_shape_is_refused(tmp_path):
     def flat(**options):
         return DataSet("flat", {"train": torch.zeros(4, 9), "test": torch.zeros(2, 9)}, 0, -1.0, 1.0, {})
 
-    tables = CORE.merged(type(CORE)(data_sets={"flat": flat}))
-    config = load_config("configs/toy.py")
+    families = house({"data": {"flat": Kind(flat, "vectors", DataFacts())}})
+    config = load_config("configs/toy.py")[0]
     config.data.name = "flat"
     with pytest.raises(UserError, match=r"shape \(9,\).*\(C, H, W\)"):
-        Session(config, tmp_path, tables)
+        Session.make(config, tmp_path, families)
 
 
 def test_two_members_of_one_name_are_a_mistake_of_ours():
-    with pytest.raises(ValueError, match="digits"):
-        CORE.merged(type(CORE)(data_sets={"digits": DATA_SETS["digits"]}))
+    with pytest.raises(ValueError, match=r"family data: \['digits'\] registered twice"):
+        house({"data": {"digits": DATA_SETS["digits"]}})
 
 
 def test_the_source_states_the_split_exactly(tmp_path, monkeypatch):
     monkeypatch.chdir(__file__.rsplit("/tests/", 1)[0])
-    session = Session(load_config("configs/digits.py"), tmp_path, CORE)
+    session = Session.make(load_config("configs/digits.py")[0], tmp_path, house())
     source = session.source("train")
     x = session.data.scaled(session.data.split("train")).double()
     assert torch.allclose(source.mean.double(), x.mean(0), atol=1e-6)

@@ -14,9 +14,9 @@ from adpm.nn import iddpm
 from adpm.noise import KeyedNoise
 from adpm.process import PROCESSES
 from adpm.run.assembly import Session
-from adpm.run.cli import load_config
-from adpm.run.core import CORE
-from adpm.run.device import inference, resolve_device, runnable
+from adpm.run.config import load_config
+from adpm.run.families import house
+from adpm.run.work import resolve_device, runnable
 from adpm.sampler import keyed, sample
 from adpm.solver import ReverseGaussian
 from adpm.variance import Unit
@@ -31,17 +31,17 @@ def in_repository(monkeypatch):
 
 def output(tmp_path, **fields) -> torch.Tensor:
     """eps of a small random network at one batch, in the given precision."""
-    config = load_config("configs/toy.py", "unet")
+    config = load_config("configs/toy.py", "unet")[0]
     config.network.update(model_channels=8, num_heads=1)
     config.update(fields)
-    session = Session(config, tmp_path, CORE)
-    network = session.network()
+    session = Session.make(config, tmp_path, house(), trains=True)
+    network = session.network().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in network.parameters():  # a zero-initialised output would hide every difference
             p.add_(0.2 * torch.randn(p.shape, generator=generator))
     x = torch.randn(5, 1, 4, 4, generator=generator)
-    with inference(network):
+    with torch.inference_mode():
         return session.denoiser(network, clip=False)(x, 300.0).eps_network
 
 
@@ -66,7 +66,7 @@ class Small(nn.Module):
 
 def test_compiled_calls_agree():
     network, x, t = Small(), torch.randn(3, 1, 8, 8), torch.tensor([1.0, 500.0, 1000.0])
-    with inference(network):
+    with torch.inference_mode():
         plain = runnable(network, "float32", False, torch.device("cpu"))(x, t)
         compiled = runnable(network, "float32", True, torch.device("cpu"))(x, t)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1, "nothing was compiled"
@@ -97,23 +97,16 @@ def test_auto_finds_what_there_is():
     assert resolve_device("cpu").type == "cpu"
 
 
-def test_inference_restores_the_mode():
-    module = nn.Dropout()
-    with inference(module):
-        assert not module.training and torch.is_inference_mode_enabled()
-    assert module.training and not torch.is_inference_mode_enabled()
-
-
 def test_the_loop_stays_on_its_device():
     """On the meta device, which every machine has and which refuses to be mixed with the CPU."""
-    process = PROCESSES["linear"](1000)
+    process = PROCESSES["linear"].build(1000)
     with torch.device("meta"):
         network = iddpm.build((1, 8, 8), model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_heads=2)
     forward = runnable(network, "float32", False, torch.device("meta"))
     denoise = Denoiser(forward, process, clip=(-1.0, 1.0))
     noise = keyed(KeyedNoise(0, "sample"), torch.arange(4, device="meta"), (1, 8, 8))
     solver = ReverseGaussian(process, Unit())
-    with inference(network):
+    with torch.inference_mode():
         steps = list(sample(denoise, solver, process, process.times[[0, 1, 300, 1000]], noise))
     assert [step.x.device.type for step in steps] == ["meta"] * 3
     x0 = torch.zeros(4, 1, 8, 8, device="meta", dtype=torch.float64)

@@ -50,7 +50,7 @@ def decoder(name: str, p: Process) -> Decoder:
     def variance() -> Any:
         raise AssertionError("the published decoders need no moments")
 
-    return DECODERS[name](DecoderNeeds(p, variance))
+    return DECODERS[name].build(DecoderNeeds(p, variance))
 
 
 def noise_at(times: Array, stored: Array) -> Any:
@@ -242,5 +242,5 @@ def test_statistics_give_the_terms_of_any_path(elbo: Golden, kind: str, times: A
 def test_ddim_has_no_bound(elbo: Golden) -> None:
     p, x0 = process("linear_100"), torch.as_tensor(elbo["x0"])
     noise = noise_at(p.times, elbo["noise__K100"])
-    with pytest.raises(UserError, match=r"infinite at config\.sampling\.eta = 0 \(DDIM\)"):
+    with pytest.raises(UserError, match=r"infinite at `eta` = 0 \(DDIM\)"):
         next(path_terms(denoiser(p, "eps"), p, Small(), decoder("published", p), BYTES, p.times, x0, noise, 0.0))

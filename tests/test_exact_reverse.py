@@ -59,7 +59,7 @@ def sub_vp(steps: int) -> Process:
 
 
 WORLDS: dict[str, Process] = {
-    **{name: build(200) for name, build in PROCESSES.items() if name != "custom"},
+    **{name: kind.build(200) for name, kind in PROCESSES.items() if name != "custom"},
     "exploding": exploding(200),
     "sub-VP": sub_vp(200),
 }
@@ -245,7 +245,7 @@ def test_small_is_exact_on_a_point_and_too_narrow_on_everything_else(process, et
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_what_small_loses_halves_with_twice_the_steps(eta):
     """DDPM with beta-tilde and DDIM are first order: their lost variance is O(1/K)."""
-    process = PROCESSES["vp_integral"](4000)
+    process = PROCESSES["vp_integral"].build(4000)
     mixture, data = isotropic_data(0.3)
     start = marginal(data, process, 4000.0)
     lost = []

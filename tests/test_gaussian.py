@@ -164,6 +164,18 @@ def test_clamp_says_how_often_it_acted(values, low, high):
     assert isinstance(number.values, float) and number.clipped == float(not low <= values[0] <= high)
 
 
+def test_a_second_clamp_keeps_the_larger_share():
+    """Bounds within bounds: what the inner ones have changed is told, whichever change more."""
+    for values, outer in (([-1.0, 2.0, 3.0, 0.5], 0.75), ([-1.0, 0.2, 0.3, 0.5], 0.5)):
+        for container in (np.array(values), torch.tensor(values)):
+            inner = Diagonal(container).clamp(0.0, 9.0)
+            assert float(inner.clipped) == 0.25
+            assert float(inner.clamp(0.0, 99.0).clipped) == 0.25
+            assert float(inner.clamp(0.25, 1.0).clipped) == pytest.approx(outer)
+    number = Diagonal(-1.0).clamp(0.0, 9.0)
+    assert number.clamp(0.0, 99.0).clipped == 1.0
+
+
 def test_zero_adds_nothing_and_negative_variance_is_no_gaussian():
     x = normal(30, BATCH, *SHAPE)
     assert torch.equal(ZERO.draw(x, x), x)

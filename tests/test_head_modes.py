@@ -11,24 +11,22 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from adpm.costs import measured_costs
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
-from adpm.likelihood import path_terms
+from adpm.likelihood import keyed_noise, path_terms
 from adpm.nn.checkpoint import read_header, read_weights, save_weights
-from adpm.planning import measured_costs, planner
+from adpm.paths import planning_images
+from adpm.planning import planner
 from adpm.run.assembly import Session
-from adpm.run.cli import load_config, run
-from adpm.run.core import CORE
-from adpm.run.modes import MODES
-from adpm.run.modes.sample import stretched
+from adpm.run.cli import run
+from adpm.run.commands import MODES
+from adpm.run.config import load_config
+from adpm.run.families import house
+from adpm.run.measure import cost_table_for, variance_for
 from adpm.run.paths import path_for
-from adpm.run.prepare import cost_table_for, planning_batches, variance_for
-from covariance.tables import COVARIANCE_TABLES
 
 ROOT = Path(__file__).parent.parent
-
-
-TABLES = CORE.merged(COVARIANCE_TABLES)
 STEPS = 30
 NETWORK = {
     "network.head": "simple",
@@ -51,9 +49,8 @@ def go(workdir: Path, mode: str, objective: str = "npr", **overrides: object) ->
     fields = NETWORK | {"train.objective": objective, "moments.draws": "12", "moments.times": "10"}
     fields |= {key.replace("__", "."): str(value) for key, value in overrides.items()}
     flags = [f"--config.{key}={value}" for key, value in fields.items()]
-    return run(
-        ["main.py", "--config=configs/toy.py:unet", f"--mode={mode}", f"--workdir={workdir}", *flags], TABLES, MODES
-    )
+    places = [f"--workdir={workdir}", f"--config.cache={workdir / 'cache'}"]
+    return run(["main.py", "--config=configs/toy.py:unet", f"--mode={mode}", *places, *flags], MODES)
 
 
 @pytest.fixture(scope="module")
@@ -73,32 +70,33 @@ def copied(trained: Path, workdir: Path, head: bool = True) -> Path:
 
 
 def session(workdir: Path, objective: str = "npr", **overrides: object) -> Session:
-    config = load_config("configs/toy.py", "unet")
+    config = load_config("configs/toy.py", "unet")[0]
     config.network.update(head="simple", model_channels=8, num_heads=1)
     config.process.steps, config.train.objective = STEPS, objective
     config.moments.update(draws=12, times=10)
     config.likelihood.batch_size = 8
+    config.cache = str(workdir / "cache")
     for key, value in overrides.items():
         section, _, name = key.rpartition("__")
         (config[section] if section else config)[name] = value
-    return Session(config, workdir, TABLES)
+    return Session.make(config, workdir, house())
 
 
 @pytest.mark.parametrize("mode", ["sample", "likelihood"])
 def test_modes_plan_on_the_rule_and_report(trained: Path, mode: str, capsys: pytest.CaptureFixture[str]) -> None:
     more = {"sampling__samples": 3, "likelihood__images": 5, "trajectory__cost": "measured", "trajectory__steps": 4}
-    assert go(trained, mode, rule__name="npr", rule__average=mode == "sample", trajectory__data_term=True, **more) == 0
+    assert go(trained, mode, rule__name="npr", rule__average=mode == "sample", **more) == 0
     told = capsys.readouterr().out
     assert "measuring the bound at all 30 times on 12 training images" in told and "planned 4 steps" in told
     folder = next((trained / {"sample": "samples", "likelihood": "likelihood"}[mode]).glob("npr-*"))
     protocol = json.loads((folder / "protocol.json").read_text())
-    assert protocol["rule"]["name"] == "npr" and len(protocol["path"]) == 5
-    assert go(trained, mode, rule__name="npr", rule__average=mode == "sample", trajectory__data_term=True, **more) == 0
+    assert protocol["own"]["rule.name"] == protocol["head"]["objective"] == "npr" and len(protocol["path"]) == 5
+    assert go(trained, mode, rule__name="npr", rule__average=mode == "sample", **more) == 0
     (again,) = (trained / {"sample": "samples", "likelihood": "likelihood"}[mode]).glob("npr-*")
     assert again == folder, "the plan of the kept table is the same"
 
 
-def counted(s: Session, patch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[float]:
+def counted(s: Session, stop_after: int | None = None) -> list[float]:
     """The times at which the session's denoiser is called, which is interrupted after so many calls."""
     called: list[float] = []
     denoise = s.model.denoise
@@ -109,46 +107,45 @@ def counted(s: Session, patch: pytest.MonkeyPatch, stop_after: int | None = None
         called.append(float(t))
         return denoise(x, t)
 
-    patch.setattr(s, "model", replace(s.model, denoise=call))
+    s.__dict__["model"] = replace(s.model, denoise=call)
     return called
 
 
-def test_a_killed_table_goes_on_where_it_stopped(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_table_goes_on_where_it_stopped(trained: Path, tmp_path: Path) -> None:
     copied(trained, tmp_path)
-    whole = cost_table_for(session(trained, rule__name="npr"))
+    whole = cost_table_for(session(trained, rule__name="npr"), data_term=False)
     first = session(tmp_path, rule__name="npr")
-    called = counted(first, monkeypatch, stop_after=11)
+    called = counted(first, stop_after=11)
     with pytest.raises(KeyboardInterrupt):
-        cost_table_for(first)
+        cost_table_for(first, data_term=False)
     assert called == [float(t) for t in range(1, 6) for _ in range(2)] + [6.0], "two batches of 8 and 4 images a time"
     second = session(tmp_path, rule__name="npr")
-    called = counted(second, monkeypatch)
-    np.testing.assert_array_equal(cost_table_for(second), whole)
+    called = counted(second)
+    np.testing.assert_array_equal(cost_table_for(second, data_term=False), whole)
     assert called == [float(t) for t in range(6, 31) for _ in range(2)]
 
 
 def test_the_table_is_the_bound_of_the_same_draws(trained: Path) -> None:
     """192 elements in two batches are not grouped, so a plan costs what walking it costs."""
-    s = session(trained, rule__name="npr", trajectory__data_term=True, likelihood__decoder="published")
-    costs = measured_costs(cost_table_for(s))
+    s = session(trained, rule__name="npr", likelihood__decoder="published")
+    costs = measured_costs(cost_table_for(s, data_term=True))
     plan = planner(costs, 6).plan(6)
     rule, decoder = s.rule(variance_for(s), s.process.times[:2]), s.decoder(variance_for(s))
     total = 0.0
     with torch.inference_mode():
-        for x0, noise in planning_batches(s):
-            times = s.process.times[plan.path]
+        for numbers in planning_images(len(s.data.split("train")), 12, s.config.seed).split(8):
+            x0, times = s.images("train")(numbers).double(), s.process.times[plan.path]
+            noise = keyed_noise(s.config.seed, s.process, numbers, s.data.shape, x0.dtype, "table")
             terms = path_terms(s.model.denoise, s.process, rule, decoder, s.levels, times, x0, noise)
             total += sum(float(term.nats.sum()) for term in terms)
     assert plan.raw == pytest.approx(total / 12 / 16, rel=1e-6)  # the network works in float32
 
 
-def measured(workdir: Path, rule: str = "relative", **changes: object) -> set[str]:
+def measured(workdir: Path, rule: str = "relative", data_term: bool = False, **changes: object) -> set[str]:
     """The tables there are after one more has been measured with the workdir's head."""
     made = session(workdir, rule__name=rule, objective=rule, **changes)
-    cost_table_for(made)
-    return {path.name for path in (workdir / "cost-tables").iterdir()}
+    cost_table_for(made, data_term)
+    return {path.name for path in (workdir / "cache").glob("costs-*.npz")}
 
 
 def change_head(workdir: Path, shift: float = 0.0, estimator: str = "residual") -> None:
@@ -174,8 +171,8 @@ def relative(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         {"rule__bounds": False},
         {"sampling__eta": 0.5},
-        {"trajectory__data_term": True},
-        {"likelihood__decoder": "published", "trajectory__data_term": True},
+        {"data_term": True},
+        {"likelihood__decoder": "published", "data_term": True},
         {"rule__estimator": "gamma"},
         {"head": 0.1},
     ],
@@ -183,7 +180,7 @@ def relative(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_tables_of_different_protocols_do_not_mix(relative: Path, tmp_path: Path, change: dict[str, object]) -> None:
     copied(relative, tmp_path)
-    base = {"trajectory__data_term": True} if "likelihood__decoder" in change else {}
+    base = {"data_term": True} if "likelihood__decoder" in change else {}
     before = measured(tmp_path, **base)
     assert len(before) == 1 and measured(tmp_path, **base) == before
     change_head(tmp_path, change.get("head", 0.0), change.get("rule__estimator", "residual"))
@@ -211,7 +208,7 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
         {"rule__name": "learned", "objective": "hybrid", "network__learned_variance": True},
         "config.train.objective = 'hybrid' is about the network's own second output",
     ),
-    "average": ({"rule__average": True}, "config.rule.average = True does nothing with config.rule.name = 'analytic'"),
+    "average": ({"rule__average": True}, "config.rule.average = True does not go with config.rule.name = 'analytic'"),
     "scalar cost": (
         {"rule__name": "npr", "trajectory__cost": "bound"},
         "config.trajectory.cost = 'bound' needs one variance per step, and config.rule.name = 'npr' depends",
@@ -243,15 +240,16 @@ def test_what_cannot_work_is_refused_in_words(trained: Path, name: str, capsys: 
 def test_a_cap_that_depends_on_the_path_is_not_priced(
     tmp_path: Path, data_term: bool, steps: int, refused: bool
 ) -> None:
-    config = load_config("configs/digits.py")
+    config = load_config("configs/digits.py")[0]
     config.rule.update(name="small", cap_levels=1.0, cap_steps=steps)
     config.trajectory.update(cost="bound", data_term=data_term, steps=4)
     config.moments.update(draws=6, times=4)
-    s = Session(config, tmp_path, TABLES)
+    config.cache = str(tmp_path / "cache")
+    s = Session.make(config, tmp_path, house())
     if refused:
         with pytest.raises(UserError, match="caps the last steps of a whole path"):
             path_for(s)
-        assert not list(tmp_path.glob("moments*"))
+        assert not list(tmp_path.glob("cache/*"))
     else:
         assert len(path_for(s).times) == 5
 
@@ -273,18 +271,15 @@ def test_sampling_says_when_variances_are_negative(
 
 
 def test_samples_show_where_the_model_is_unsure(trained: Path) -> None:
-    """The picture's standard deviations are those of the steps, each step stretched to its own range."""
+    """The picture's standard deviations are those of the steps; a rule that is the same everywhere has none."""
     more = {"rule__name": "npr", "trajectory__name": "even", "trajectory__steps": 5, "sampling__samples": 4}
     assert go(trained, "sample", **more) == 0
     (folder,) = trained.glob("samples/npr-even-K5-*")
     assert (folder / "deviation.png").exists()
-    with np.load(next(folder.glob("batches-of-*/*.npz"))) as batch:
+    with np.load(folder / "samples.npz") as batch:
         deviation, variance = batch["deviation"], batch["variance"]
     assert deviation.shape == (4, 5, 1, 4, 4)
     np.testing.assert_allclose((deviation.astype(np.float64) ** 2).mean((0, 2, 3, 4)), variance, rtol=1e-5)
-    # the first step has one value, its bound
-    seen = stretched(torch.as_tensor(deviation[:, 1:4])).transpose(0, 1).flatten(1)
-    assert torch.equal(seen.min(1).values, torch.zeros(3)) and torch.equal(seen.max(1).values, torch.ones(3))
     assert go(trained, "sample", **{**more, "rule__name": "analytic"}) == 0
     assert not list(trained.glob("samples/analytic-even-K5-*/deviation.png"))
 

@@ -12,23 +12,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from ml_collections import ConfigDict
 from torch import Tensor
 
 from adpm import ideal
 from adpm.denoiser import Denoise, Prediction
 from adpm.errors import UserError
+from adpm.families import built
 from adpm.gaussian import Covariance
 from adpm.kernel import reverse_kernel
 from adpm.process import Process
+from adpm.run.checks import check_method
+from adpm.run.families import house
+from adpm.run.heads import SecondOutput
 from adpm.variance import RULES as CORE_RULES
-from adpm.variance import Averaged, Bounded, LastStepCap, PosteriorRule, Rule, RuleNeeds, SecondOutput
+from adpm.variance import Averaged, Bounded, LastStepCap, PosteriorRule, Rule, RuleNeeds
 from covariance.relative import FLOOR
-from covariance.rules import RULES, TRAINED_WITH, Learned, NoiseResidual, Relative, SquaredNoise
+from covariance.rules import RULES, Learned, NoiseResidual, Relative, SquaredNoise
 from sde.process import PROCESSES
 from tests.goldens import process, rel, with_head
 
 SHAPE, D = (1, 2, 3), 6
-WORLDS: dict[str, Process] = {"linear": process("linear_1000")} | {name: make() for name, make in PROCESSES.items()}
+WORLDS: dict[str, Process] = {"linear": process("linear_1000")} | {
+    name: kind.build() for name, kind in PROCESSES.items()
+}
 STEPS = [(0.05, 0.03), (0.4, 0.35), (0.9, 0.2), (1.0, 0.95)]  # in units of the last time
 VAR = lambda t: 0.3 + 0.0 * np.asarray(t)  # noqa: E731  any Var_t will do for exact relative heads
 
@@ -245,51 +252,78 @@ def test_rules_need_the_second_output() -> None:
 
 # Builders
 
-
-def needs(head: str = "", **changes: object) -> RuleNeeds:
-    """With a second output trained by the objective `head`, with none where that is empty."""
-    found = SecondOutput(head, "head 'x'", "use another") if head else None
-    return replace(RuleNeeds(1.0, True, lambda: 0.5, lambda: VAR, 1.0, False, lambda: found, lambda: 1e-5), **changes)
+TRAINED = [(name, objective) for name, kind in RULES.items() for objective in kind.facts.trained_with]
 
 
-@pytest.mark.parametrize(("name", "objective"), [(n, o) for n, all_ in TRAINED_WITH.items() for o in all_])
-def test_builders_take_the_heads_of_their_objectives(name: str, objective: str) -> None:
-    rule = RULES[name](needs(head=objective))
-    assert rule.state_dependent
-    kernel = reverse_kernel(process("linear_1000"), 500, 400)
-    assert (rule(kernel, made_up()).values > 0).all()
-    for other in {"eps", "sn", "npr", "relative", "hybrid", "vlb"} - set(TRAINED_WITH[name]):
+def needs(**changes: object) -> RuleNeeds:
+    return replace(RuleNeeds(lambda estimator: VAR, lambda: 0.5, 1.0, lambda: 1e-5), **changes)
+
+
+def with_rule(name: str, eta: float = 1.0) -> ConfigDict:
+    config = house().table.config()
+    config.rule.name, config.sampling.eta = name, eta
+    return config
+
+
+@pytest.mark.parametrize(("name", "objective"), TRAINED)
+def test_rules_take_the_heads_of_their_objectives(name: str, objective: str) -> None:
+    """An objective that there is, and no other; what is yet to be trained is told when it is looked for."""
+    families = house().families
+    assert RULES[name].facts.state_dependent and families["objective"][objective].about
+    for fits in (objective, None):
+        check_method(with_rule(name), families, 256, SecondOutput(fits, "head 'x'", "use another"))
+    for other in families["objective"].keys() - set(RULES[name].facts.trained_with):
         with pytest.raises(
             UserError,
             match=rf"'{name}' needs a head .*config\.train\.objective = .*got '{other}' .head 'x'.; use another",
         ):
-            RULES[name](needs(head=other))
+            check_method(with_rule(name), families, 256, SecondOutput(other, "head 'x'", "use another"))
     with pytest.raises(UserError, match=rf"'{name}' needs a head .*no network with a second output"):
-        RULES[name](needs(head=""))
-    untrained = replace(needs(), head=lambda: SecondOutput(None))
-    assert RULES[name](untrained).state_dependent, "what is yet to be trained is told when it is looked for"
+        check_method(with_rule(name), families, 256, None)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_built_rules_read_the_head(name: str) -> None:
+    kernel = reverse_kernel(process("linear_1000"), 500, 400)
+    rule = RULES[name].build(needs())
+    assert rule.state_dependent and (rule(kernel, made_up()).values > 0).all()
 
 
 @pytest.mark.parametrize("name", ["sn", "npr", "relative"])
 def test_builders_limit_and_average(name: str) -> None:
     kernel, prediction = reverse_kernel(process("linear_1000"), 900, 800), made_up()
-    made = needs(head=name, state_bound=0.01)
-    free = RULES[name](replace(made, bounds=False)).parameter(kernel, prediction)
+    made, build = needs(state_bound=0.01), RULES[name].build
+    free = build(made, bounds=False).parameter(kernel, prediction)
     assert (free.values > 0.01).any() and float(free.clipped) == 0.0
-    assert float(RULES[name](made).parameter(kernel, prediction).values.max()) == 0.01
-    averaged = RULES[name](replace(made, average=True, bounds=False)).parameter(kernel, prediction)
+    assert float(build(made).parameter(kernel, prediction).values.max()) == 0.01
+    averaged = build(made, average=True, bounds=False).parameter(kernel, prediction)
     assert rel(averaged.values.flatten(), free.values.flatten(1).mean(1)) < 1e-13
+    limited = build(made, average=True).parameter(kernel, prediction)
+    assert rel(limited.values, averaged.values.clamp(0.0, 0.01)) == 0.0, "the average is taken first"
+
+
+def test_the_relative_rule_scales_the_estimate_that_is_asked_for() -> None:
+    kernel, prediction = reverse_kernel(process("linear_1000"), 500, 400), made_up()
+    scale = {"residual": 0.3, "gamma": 0.06}
+    rules = {
+        name: RULES["relative"].build(needs(variance=lambda e: lambda t: scale[e] + 0.0 * t), estimator=name)
+        for name in scale
+    }
+    values = {name: rule.rule.parameter(kernel, prediction).values for name, rule in rules.items()}
+    assert rel(values["residual"], 5.0 * values["gamma"]) < 1e-14
 
 
 def test_learned_refuses_what_it_has_no_use_for() -> None:
-    with pytest.raises(UserError, match=r"eta = 1 only, got 0\.5"):
-        RULES["learned"](needs(head="vlb", eta=0.5))
-    with pytest.raises(UserError, match=r"config\.rule\.average = True .*'learned' has none"):
-        RULES["learned"](needs(head="vlb", average=True))
+    assert RULES["learned"].facts.only_eta == 1.0 and not RULES["learned"].fields
+    with pytest.raises(UserError, match=r"config\.rule\.name = 'learned' goes with .*eta = 1 only, got 0\.5"):
+        check_method(with_rule("learned", 0.5), house().families, 256, SecondOutput("vlb"))
+    with pytest.raises(UserError, match=r"'learned' has no option `average`; its options: none"):
+        built(RULES, "learned", "`rule`", needs(), average=True)
 
 
 def test_the_core_rules_do_not_look_at_the_state() -> None:
-    for name, build in CORE_RULES.items():
-        rule = build(needs())
+    for name, kind in CORE_RULES.items():
+        rule = kind.build(needs())
         kernel = reverse_kernel(process("linear_1000"), 500, 400)
         assert not rule.state_dependent and isinstance(rule(kernel, None).values, float), name
+        assert not kind.facts.state_dependent and not kind.facts.trained_with

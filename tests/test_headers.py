@@ -12,15 +12,12 @@ from safetensors.torch import save_file
 from adpm.errors import UserError
 from adpm.nn.checkpoint import read_header, read_weights, save_weights
 from adpm.run.assembly import Session
-from adpm.run.cli import load_config
-from adpm.run.core import CORE
+from adpm.run.config import load_config
+from adpm.run.families import house
 from adpm.run.modes.train import make_trainer, train
-from adpm.run.weights import process_identity
-from covariance.tables import COVARIANCE_TABLES
-from sde.tables import SDE_TABLES
+from adpm.run.weights import exact_digest, process_digest
 
 ROOT = Path(__file__).parent.parent
-TABLES = CORE.merged(SDE_TABLES).merged(COVARIANCE_TABLES)
 SHIPPED = {"digits": ("digits", ""), "digits_vp": ("digits_sde", "vp"), "digits_ve": ("digits_sde", "ve")}
 
 
@@ -29,13 +26,13 @@ def in_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def session(workdir: Path, file: str, variant: str = "", **changes: object) -> Session:
+def session(workdir: Path, file: str, variant: str = "", trains: bool = False, **changes: object) -> Session:
     """A session of a config file; changes are "section__field=value"."""
-    config = load_config(f"configs/{file}.py", variant)
+    config = load_config(f"configs/{file}.py", variant)[0]
     for name, value in changes.items():
         section, _, key = name.partition("__")
         config[section][key] = value
-    return Session(config, workdir, TABLES)
+    return Session.make(config, workdir, house(), trains)
 
 
 TINY = {
@@ -61,8 +58,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        train(tiny(workdir))
-        train(tiny(workdir, **HEAD))
+        train(tiny(workdir, trains=True))
+        train(tiny(workdir, trains=True, **HEAD))
     return workdir
 
 
@@ -112,7 +109,7 @@ def test_a_default_that_is_set_is_the_default(name, same, tmp_path):
 
 def test_set_there_and_unset_now_is_a_difference(tmp_path):
     changes = {"network__dropout": 0.0, "data__low": 0.0, **TINY}
-    train(session(tmp_path / "a", "digits", network__pretrained="", **changes))
+    train(session(tmp_path / "a", "digits", trains=True, network__pretrained="", **changes))
     named = {**TINY, "network__pretrained": str(tmp_path / "a" / "weights.safetensors")}
     with pytest.raises(UserError, match=r"another model \(data\.low: 0\.0 there, -1\.0 now\)"):
         _ = session(tmp_path / "b", "digits", **named).model
@@ -124,7 +121,7 @@ def test_unset_fields_count_for_heads(tmp_path):
     bare, head = tmp_path / "bare.safetensors", tmp_path / "a" / "head.safetensors"
     save_file(read_weights(Path("pretrained/digits.safetensors")), bare)
     small = {**HEAD, "train__batch_size": 4, "train__iterations": 1, "train__sample_every": 0}
-    train(session(tmp_path / "a", "digits", **small, network__pretrained=str(bare)))
+    train(session(tmp_path / "a", "digits", trains=True, **small, network__pretrained=str(bare)))
     named = {**HEAD, "network__pretrained": str(bare), "network__head_pretrained": str(head)}
     assert session(tmp_path / "b", "digits", data__low=-1.0, **named).model.head is not None
     with pytest.raises(
@@ -143,7 +140,7 @@ def custom(tmp_path: Path, beta: float) -> dict[str, object]:
 
 
 def test_weights_know_their_betas(tmp_path):
-    train(tiny(tmp_path, **custom(tmp_path, 0.1)))
+    train(tiny(tmp_path, trains=True, **custom(tmp_path, 0.1)))
     assert tiny(tmp_path, **custom(tmp_path, 0.1)).model.network is not None
     with pytest.raises(UserError, match=r"weights '.*' were trained for another process of the same name"):
         _ = tiny(tmp_path, **custom(tmp_path, 0.2)).model
@@ -157,7 +154,7 @@ def test_weights_know_their_betas(tmp_path):
 def test_heads_that_name_the_exact_process_are_read(trained, tmp_path):
     """As files did at first; another one is refused."""
     made = tiny(tmp_path, **elsewhere(trained))
-    exact, head = made.model_identity["process"], trained / "head.safetensors"
+    exact, head = exact_digest(made.process), trained / "head.safetensors"
     for process, told in ((exact, None), ("0123456789ab", "head '.*' was trained for another process")):
         file = tmp_path / "head-of-old.safetensors"
         save_weights(file, read_weights(head), read_header(head) | {"process": process})
@@ -174,7 +171,8 @@ def test_the_last_bits_of_a_schedule_do_not_matter(tmp_path):
     rounded = 0.1 * (1.0 + 4e-16)
     assert rounded != 0.1
     seen = [
-        process_identity(tiny(tmp_path / str(i), **custom(tmp_path, b))) for i, b in enumerate((0.1, rounded, 0.1001))
+        process_digest(tiny(tmp_path / str(i), trains=True, **custom(tmp_path, b)).process)
+        for i, b in enumerate((0.1, rounded, 0.1001))
     ]
     assert seen[0] == seen[1] != seen[2]
 
@@ -183,19 +181,19 @@ def test_the_last_bits_of_a_schedule_do_not_matter(tmp_path):
 def test_a_training_is_not_continued_on_other_betas(head, tmp_path):
     options = HEAD if head else {}
     if head:
-        state = {k: v for k, v in tiny(tmp_path).network().state_dict().items()}
+        state = tiny(tmp_path, trains=True).network().state_dict()
         save_file(state, tmp_path / "weights.safetensors")
-    trainer = make_trainer(tiny(tmp_path, **options, **custom(tmp_path, 0.1)))
+    trainer = make_trainer(tiny(tmp_path, trains=True, **options, **custom(tmp_path, 0.1)))
     trainer.step()
     trainer.save()
-    assert make_trainer(tiny(tmp_path, **options, **custom(tmp_path, 0.1))).iteration == 1
+    assert make_trainer(tiny(tmp_path, trains=True, **options, **custom(tmp_path, 0.1))).iteration == 1
     changed = custom(tmp_path, 0.2)
     with pytest.raises(UserError, match=r"is of a training on something else \(process: "):
-        make_trainer(tiny(tmp_path, **options, **changed))
+        make_trainer(tiny(tmp_path, trains=True, **options, **changed))
     older = torch.load(trainer.state_file, weights_only=True)
     del older["facts"]["process"]
     torch.save(older, trainer.state_file)
-    assert make_trainer(tiny(tmp_path, **options, **changed)).iteration == 1
+    assert make_trainer(tiny(tmp_path, trains=True, **options, **changed)).iteration == 1
 
 
 # ------------------------------------------------------------------------------------------------ kinds of heads
@@ -205,7 +203,7 @@ def test_a_training_is_not_continued_on_other_betas(head, tmp_path):
 def test_the_rule_says_what_is_needed_and_the_file_what_there_is(objective, trained, tmp_path):
     changes = elsewhere(trained, train__objective=objective)
     made = tiny(tmp_path, **{**changes, "rule__name": "npr"})
-    assert made.model.head["objective"] == "npr" and made.state_dependent
+    assert made.model.head["objective"] == "npr" and made.rule_facts.state_dependent
     with pytest.raises(UserError) as error:
         tiny(tmp_path, **{**changes, "rule__name": "sn"})
     head = trained / "head.safetensors"
@@ -236,7 +234,7 @@ def test_a_head_trained_meanwhile_is_seen(trained, tmp_path):
     made = tiny(tmp_path, **elsewhere(trained, network__head_pretrained="", rule__name="sn"))
     train(made)
     with pytest.raises(UserError, match="'sn' needs a head .* got 'npr'"):
-        made.rule(lambda: lambda t: t, made.process.times[:2])
+        _ = made.model
 
 
 def test_heads_of_others_are_what_the_config_says(trained, tmp_path):
@@ -277,5 +275,5 @@ def test_advice_helps(trained, tmp_path):
 def test_one_second_output_is_not_read_as_another(changes, told, tmp_path):
     """A variance learned with the network and a head have the same shapes: objective and network say which it is."""
     with pytest.raises(UserError, match=told):
-        tiny(tmp_path, network__learned_variance=True, **changes)
+        tiny(tmp_path, trains=True, network__learned_variance=True, **changes)
     assert not list(tmp_path.iterdir())

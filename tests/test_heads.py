@@ -17,22 +17,21 @@ from adpm.errors import UserError
 from adpm.nn import NETWORKS
 from adpm.nn.checkpoint import read_header, save_weights, state_hash
 from adpm.run.assembly import Session
-from adpm.run.cli import load_config, run
-from adpm.run.core import CORE
-from adpm.run.modes import MODES
+from adpm.run.cli import run
+from adpm.run.commands import MODES
+from adpm.run.config import load_config
+from adpm.run.families import house
+from adpm.run.measure import moments_key
 from adpm.run.modes.train import make_trainer, train
-from adpm.run.paths import path_for, sampler_protocol
-from adpm.run.prepare import moments_key
+from adpm.run.paths import path_for, sampler_key
 from adpm.run.training import stratified
-from adpm.run.weights import process_identity
+from adpm.run.weights import process_digest
 from covariance.heads import FrozenTrunk
-from covariance.tables import COVARIANCE_TABLES
-from sde.tables import SDE_TABLES
 from tests.goldens import filled_state
 
 ROOT = Path(__file__).parent.parent
-TABLES = CORE.merged(SDE_TABLES).merged(COVARIANCE_TABLES)
-OBJECTIVES = sorted(name for name, kind in TABLES.objectives.items() if kind.trains_head)
+HOUSE = house()
+OBJECTIVES = sorted(name for name, kind in HOUSE.families["objective"].items() if kind.facts.trains_head)
 FAMILIES = {
     "iddpm": {"name": "iddpm", "num_heads": 1},
     "vp": {"name": "score_sde", "variant": "vp"},
@@ -53,7 +52,7 @@ def in_repository(monkeypatch):
 
 def network(family: str, head: str, dropout: float = 0.0):
     options = {k: v for k, v in FAMILIES[family].items() if k != "name"}
-    build = NETWORKS[FAMILIES[family]["name"]]
+    build = NETWORKS[FAMILIES[family]["name"]].build
     made = build(
         (1, 8, 8), model_channels=8, channel_mult=(1, 2), num_res_blocks=1, dropout=dropout, head=head, **options
     )
@@ -61,22 +60,25 @@ def network(family: str, head: str, dropout: float = 0.0):
     return made
 
 
-def tiny(workdir: Path, *, weights: bool = True, objective: str = "npr", salt: str = "", **changes):
+def tiny(
+    workdir: Path, *, weights: bool = True, objective: str = "npr", salt: str = "", trains: bool = False, **changes
+) -> Session:
     """A session on the toy mixture with a filled trunk in its workdir; changes are "section__field=value"."""
-    config = load_config("configs/toy.py", "unet")
+    config = load_config("configs/toy.py", "unet")[0]
     config.network.update(model_channels=8, num_heads=1, dropout=0.3, head="simple")
     config.train.update(batch_size=16, warmup=2, iterations=12, sample_every=0, objective=objective)
     config.moments.update(draws=12, times=8)
+    config.cache = str(workdir / "cache")
     for name, value in changes.items():
         section, _, key = name.partition("__")
         config[section][key] = value
     with_head = config.network.head != "none" and config.denoiser.name == "network"
-    if with_head and objective in COVARIANCE_TABLES.rules and "rule__name" not in changes:
+    if with_head and objective in HOUSE.families["rule"] and "rule__name" not in changes:
         config.rule.name = objective  # a model has its head where the rule reads it
-    session = Session(config, workdir, TABLES)
     if weights and not (workdir / "weights.safetensors").exists():
+        session = Session.make(config, workdir, HOUSE, trains=True)
         save_weights(workdir / "weights.safetensors", trunk_of(session, salt), {})
-    return session
+    return Session.make(config, workdir, HOUSE, trains)
 
 
 def trunk_of(session: Session, salt: str = "") -> dict[str, torch.Tensor]:
@@ -85,7 +87,7 @@ def trunk_of(session: Session, salt: str = "") -> dict[str, torch.Tensor]:
 
 
 def write_head(workdir: Path, iterations: int = 2, **options) -> Path:
-    train(tiny(workdir, train__iterations=iterations, **options))
+    train(tiny(workdir, train__iterations=iterations, trains=True, **options))
     return workdir / "head.safetensors"
 
 
@@ -121,7 +123,7 @@ def test_every_network_takes_every_head(family, head):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_fresh_head_says_nothing(family, head):
     options = {k: v for k, v in FAMILIES[family].items() if k != "name"}
-    made = NETWORKS[FAMILIES[family]["name"]](
+    made = NETWORKS[FAMILIES[family]["name"]].build(
         (1, 8, 8), model_channels=8, channel_mult=(1,), num_res_blocks=1, head=head, **options
     )
     with torch.no_grad():
@@ -213,6 +215,7 @@ def test_resume_is_bit_for_bit(options, tmp_path):
         options = {
             **options,
             "weights": False,
+            "trains": True,
             "network__head": "none",
             "network__learned_variance": True,
             "train__times": "loss_aware",
@@ -243,11 +246,11 @@ def test_resume_is_bit_for_bit(options, tmp_path):
 
 def test_heads_learn(tmp_path):
     """On the shipped digits model a relative head starts at the analytic scalar, loss E r^2/Var_t = 1, and beats it."""
-    config = load_config("configs/digits.py")
+    config = load_config("configs/digits.py")[0]
     config.network.head, config.train.objective = "complex", "relative"
     config.moments.update(draws=40, times=12)
     config.train.update(batch_size=64, warmup=5, schedule="constant", learning_rate=3e-3, sample_every=0)
-    trainer = make_trainer(Session(config, tmp_path, TABLES))
+    trainer = make_trainer(Session.make(config, tmp_path, HOUSE, trains=True))
     losses = [trainer.step()["train/loss"] for _ in range(80)]
     assert np.mean(losses[:5]) == pytest.approx(1.0, abs=0.15)
     assert np.mean(losses[-10:]) < 0.8, losses[-10:]
@@ -255,7 +258,7 @@ def test_heads_learn(tmp_path):
 
 def test_losses_are_weighted_and_fed_back_unweighted(tmp_path):
     """The step's loss is the mean of weight * loss; the sampler hears the losses themselves."""
-    learned = {"network__head": "none", "network__learned_variance": True, "weights": False}
+    learned = {"network__head": "none", "network__learned_variance": True, "weights": False, "trains": True}
     trainer = make_trainer(tiny(tmp_path, objective="vlb", train__times="loss_aware", **learned))
     draw, heard, weights = trainer.times.draw, [], np.linspace(0.5, 2.0, 16)
     trainer.times.draw = lambda u: (draw(u)[0], weights)
@@ -310,7 +313,7 @@ def test_a_state_of_other_moments_is_refused(tmp_path):
         ),
         (
             {"objective": "eps", "network__head": "none", "train__trunk_dropout": True},
-            r"trunk_dropout = True is for",
+            r"trunk_dropout = True does not go with config\.train\.objective = 'eps'.*option of sn, npr, relative",
         ),
         ({"denoiser__name": "ideal"}, r"'ideal' has nothing to train"),
     ],
@@ -322,11 +325,13 @@ def test_what_does_not_go_together_is_refused_before_work(changes, told, tmp_pat
 
 
 def test_the_bound_on_an_sde_is_refused_before_work(tmp_path):
-    config = load_config("configs/digits_sde.py", "vp")
+    config = load_config("configs/digits_sde.py", "vp")[0]
     config.network.update(name="iddpm", attention_resolutions=None, learned_variance=True)
     config.train.objective = "hybrid"
-    with pytest.raises(UserError, match="bounds the steps of a discrete process"):
-        make_trainer(Session(config, tmp_path, TABLES))
+    with pytest.raises(
+        UserError, match="bound the steps of a discrete process, .* use config.process.name = linear, cosine"
+    ):
+        make_trainer(Session.make(config, tmp_path, HOUSE, trains=True))
     assert not (tmp_path / "config.json").exists()
 
 
@@ -350,8 +355,8 @@ def test_train_mode_leaves_a_head_file(tmp_path, capsys):
     state = torch.load(tmp_path / "train_head_state.pt", weights_only=True)
     assert all(torch.equal(v, state["ema"][f"module.head.{k}"]) for k, v in stored.items())
     assert header["objective"] == "npr" and header["iterations"] == 4 and header["torch"] == torch.__version__
-    assert header["trunk"] == state_hash(whole.trunk_state()) == session.model.identity["weights"]
-    assert header["process"] == process_identity(session) and header["config"]["train"]["objective"] == "npr"
+    assert header["trunk"] == state_hash(whole.trunk_state()) == session.model.weights == session.identity["weights"]
+    assert header["process"] == process_digest(session.process) and header["config"]["train"]["objective"] == "npr"
     assert all(torch.equal(v, stored[k]) for k, v in whole.head().state_dict().items())
     assert str(path) in session.model.source
     seen = EventAccumulator(str(tmp_path / "tensorboard" / "train_head"))
@@ -366,28 +371,30 @@ def test_heads_share_their_trunks_moments_and_not_their_samples(tmp_path):
     first = tiny(tmp_path)
     other = tiny(tmp_path / "other", network__pretrained=str(tmp_path / "weights.safetensors"), weights=False)
     write_head(tmp_path / "other", 3, network__pretrained=str(tmp_path / "weights.safetensors"), weights=False)
-    keys, protocols = set(), []
+    keys, heads, rest = set(), [], []
     for session in (plain, first, other):
-        session.config.trajectory.update(name="even", steps=4)
+        session = session.again({"trajectory.name": "even", "trajectory.steps": 4})
         keys.add(moments_key(session))
-        protocol = sampler_protocol(session, path_for(session))
-        protocols.append({k: v for k, v in protocol.items() if k not in ("weights_from", "rule")})
+        key = sampler_key(session, path_for(session))
+        heads.append(key.pop("head"))
+        rest.append({k: v for k, v in key.items() if k not in ("own", "moments")})
     assert len(keys) == 1
-    assert "head" not in protocols[0] and {k: v for k, v in protocols[1].items() if k != "head"} == protocols[0]
-    assert protocols[1]["head"]["weights"] != protocols[2]["head"]["weights"]
-    assert protocols[1]["head"]["objective"] == "npr" and protocols[1]["head"]["kind"] == "simple"
+    assert rest[0] == rest[1] == rest[2] and heads[0] is None
+    assert heads[1]["weights"] != heads[2]["weights"]
+    assert heads[1]["objective"] == "npr" and heads[1]["kind"] == "simple"
 
 
 def test_relative_training_and_sampling_use_one_moments_file(tmp_path, capsys):
     write_head(tmp_path, objective="relative")
-    assert "estimating" in capsys.readouterr().out
-    (file,) = tmp_path.glob("moments-*.npz")
-    argv = ["main.py", "--config=configs/toy.py:unet", "--mode=sample", f"--workdir={tmp_path}"]
+    assert "measuring them" in capsys.readouterr().out
+    (file,) = tmp_path.glob("cache/moments-*.npz")
+    places = [f"--workdir={tmp_path}", f"--config.cache={tmp_path / 'cache'}"]
+    argv = ["main.py", "--config=configs/toy.py:unet", "--mode=sample", *places]
     tiny_ = ["--config.network.model_channels=8", "--config.network.num_heads=1", "--config.network.dropout=0.3"]
     few = ["--config.moments.draws=12", "--config.moments.times=8", "--config.sampling.samples=2"]
     head = ["--config.network.head=simple", "--config.rule.name=relative", "--config.trajectory.steps=4"]
-    assert run([*argv, *tiny_, *few, *head], TABLES, MODES) == 0
-    assert "estimating" not in capsys.readouterr().out and list(tmp_path.glob("moments-*.npz")) == [file]
+    assert run([*argv, *tiny_, *few, *head], MODES) == 0
+    assert "measuring them" not in capsys.readouterr().out and list(tmp_path.glob("cache/moments-*.npz")) == [file]
     (folder,) = (tmp_path / "samples").iterdir()
     assert json.loads((folder / "protocol.json").read_text())["head"]["objective"] == "relative"
 
@@ -418,7 +425,7 @@ def test_a_named_head_is_used_until_the_workdir_has_its_own(tmp_path):
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_published_files_hold_backbone_and_head(suffix, tmp_path):
     """One file of others, no header: the head is taken from it, as it is; so is a head with a backbone around it."""
-    session = tiny(tmp_path, weights=False)
+    session = tiny(tmp_path, weights=False, trains=True)
     state = filled_state(session.network())
     file = tmp_path / f"published.{suffix}"
     torch.save(state, file) if suffix == "pth" else save_file(state, file)
@@ -430,7 +437,7 @@ def test_published_files_hold_backbone_and_head(suffix, tmp_path):
     assert tiny(tmp_path / "b", weights=False, **apart).model.head["weights"] == model.head["weights"]
     with pytest.raises(UserError, match=r"left over: out2\.0\.bias"):
         _ = tiny(tmp_path, weights=False, network__pretrained=str(file), network__head="none").model
-    with pytest.raises(UserError, match=r"do not fit config\.network \(14 missing: out2\.0\.emb_layers"):
+    with pytest.raises(UserError, match=r"do not fit the network \(14 missing: out2\.0\.emb_layers"):
         _ = tiny(tmp_path, weights=False, network__pretrained=str(file), network__head="complex").model
 
 
@@ -497,8 +504,7 @@ def test_weights_with_a_learned_variance_say_what_made_it(tmp_path):
 
 def test_a_workdir_holds_one_head_beside_its_trunk(tmp_path):
     """The trunk's workdir takes a head, whatever the trunk was trained with; a second kind of head does not fit."""
-    whole = tiny(tmp_path, weights=False, objective="eps", network__head="none", train__iterations=1)
-    train(whole)
+    train(tiny(tmp_path, weights=False, trains=True, objective="eps", network__head="none", train__iterations=1))
     write_head(tmp_path)
     assert tiny(tmp_path, network__head="none", objective="eps", train__iterations=1).model.head is None
     with pytest.raises(UserError, match=r"another config \(head: train\.objective: 'npr' there, 'sn' now\)"):
@@ -509,16 +515,17 @@ def test_a_workdir_holds_one_head_beside_its_trunk(tmp_path):
 def test_heads_in_continuous_time(objective, tmp_path, capsys):
     """The variants of digits_sde on a trunk in the same workdir; an SDE's reference times are free for a head, too."""
 
-    def session(folder: str = "own", head: str = "", **process) -> Session:
-        config = load_config("configs/digits_sde.py", f"vp_{objective}")
+    def session(folder: str = "own", head: str = "", trains: bool = False, **process) -> Session:
+        config = load_config("configs/digits_sde.py", f"vp_{objective}")[0]
         config.network.update(model_channels=8, pretrained=str(tmp_path / "trunk.safetensors"), head_pretrained=head)
         config.moments.update(draws=12, times=8)
         config.train.update(batch_size=8, iterations=3, warmup=1)
         config.process.update(process)
-        return Session(config, tmp_path / folder, TABLES)
+        config.cache = str(tmp_path / "cache")
+        return Session.make(config, tmp_path / folder, HOUSE, trains)
 
-    save_file(trunk_of(session()), tmp_path / "trunk.safetensors")
-    train(session())
+    save_file(trunk_of(session(trains=True)), tmp_path / "trunk.safetensors")
+    train(session(trains=True))
     head = tmp_path / "own" / "head.safetensors"
     assert read_header(head)["process"] is None
     assert session(steps=50).model.head["objective"] == objective

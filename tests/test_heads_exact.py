@@ -20,7 +20,7 @@ def world() -> World:
     rng = np.random.default_rng(0)
     means, variances = rng.uniform(-0.8, 0.8, (3, 4)), rng.uniform(1e-3, 0.2, (3, 4))
     mixture = ideal.diagonal_mixture([0.3, 0.5, 0.2], means, variances, (1, 2, 2))
-    return world_of(mixture, PROCESSES["linear"](1000), 500, 20, 300, 0)
+    return world_of(mixture, PROCESSES["linear"].build(1000), 500, 20, 300, 0)
 
 
 def at_times(world, head):

@@ -12,7 +12,7 @@ from adpm import ideal
 from adpm.process import PROCESSES
 from adpm.run.data import digits
 
-PROCESS = PROCESSES["linear"](1000)
+PROCESS = PROCESSES["linear"].build(1000)
 TIMES = (1.0, 20.0, 100.0, 300.0, 500.0, 900.0, 1000.0)
 WEIGHTS, MEANS, VARIANCES = np.array([0.2, 0.5, 0.3]), np.array([-1.0, 0.1, 0.9]), np.array([0.04, 0.3, 0.01])
 

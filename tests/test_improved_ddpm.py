@@ -158,7 +158,7 @@ def test_the_step_to_the_data_has_its_stated_lower_end() -> None:
 
 def test_only_ddpm_has_a_forward_variance() -> None:
     p = process("linear_1000")
-    with pytest.raises(UserError, match=r"'learned' goes with config\.sampling\.eta = 1 only, got 0\.5"):
+    with pytest.raises(UserError, match=r"'learned' goes with `eta` = 1 only, got `eta` = 0\.5"):
         Learned(1.0)(reverse_kernel(p, 500, 400, 0.5), with_output(np.zeros(2)))
 
 

@@ -186,5 +186,5 @@ def test_time_must_go_back(t: int | list[int], s: int | list[int], told: str) ->
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan"), float("inf")])
 def test_eta_outside_its_range_is_refused(eta: float) -> None:
-    with pytest.raises(UserError, match=rf"eta = {eta} must lie in \[0, 1\]"):
+    with pytest.raises(UserError, match=rf"`eta` = {eta} must lie in \[0, 1\]"):
         reverse_kernel(process("linear_100"), 5, 4, eta)

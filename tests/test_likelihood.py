@@ -55,7 +55,7 @@ def true_variance(process: Process, variance: float = VARIANCE) -> Callable[[Arr
 
 
 def optimal(process: Process, variance: Callable[[Array], Array]) -> Decoder:
-    return DECODERS["optimal"](DecoderNeeds(process, lambda: variance))
+    return DECODERS["optimal"].build(DecoderNeeds(process, lambda: variance))
 
 
 def images(n: int, seed: int = 0) -> Tensor:
@@ -93,7 +93,7 @@ def prior_mismatch(process: Process, x0: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", NAMES)
 def test_on_gaussian_data_the_bound_is_the_negative_log_likelihood(name, path):
     """For every image and ANY path: what the prior N(0, I) is not q(x_T) is the whole difference."""
-    process = PROCESSES[name](200)
+    process = PROCESSES[name].build(200)
     denoise = ideal.IdealDenoiser(ideal.gaussian(MEAN, VARIANCE, SHAPE), process)
     variance, x0 = true_variance(process), images(5)
     bound = expected_bound(denoise, Analytic(variance), optimal(process, variance), process.times[list(path)], x0)
@@ -105,7 +105,7 @@ def test_on_gaussian_data_the_bound_is_the_negative_log_likelihood(name, path):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_measured_bounds_meet_the_likelihood_within_their_error(seed):
     """The same with keyed noise: one draw per time; two noise seeds agree per image within the terms' spread."""
-    process = PROCESSES["linear"](200)
+    process = PROCESSES["linear"].build(200)
     denoise = ideal.IdealDenoiser(ideal.gaussian(MEAN, VARIANCE, SHAPE), process)
     variance, n = true_variance(process), 4000
     x0 = images(1, 5).expand(n, *SHAPE)  # one image, many noises
@@ -122,7 +122,7 @@ def test_measured_bounds_meet_the_likelihood_within_their_error(seed):
 @pytest.mark.parametrize("eta", [0.3, 0.8])
 def test_below_eta_one_exact_steps_no_longer_close_the_bound(eta):
     """q_eta's x_s given x_t is not all its future knows about x_0: one step per path is tight, more lose something."""
-    process = PROCESSES["linear"](200)
+    process = PROCESSES["linear"].build(200)
     denoise = ideal.IdealDenoiser(ideal.gaussian(MEAN, VARIANCE, SHAPE), process)
     variance, x0 = true_variance(process), images(4000)
     rule, decoder = Analytic(variance), optimal(process, variance)
@@ -148,7 +148,7 @@ class PerPixel(PosteriorRule):
 def test_a_diagonal_rule_leaves_only_the_decoders_gap():
     """Unequal pixels: with their exact covariance all steps are tight; the one scalar of the decoder costs its known
     KL, and a scalar rule costs more on top, the Jensen gap of every step."""
-    process = PROCESSES["linear"](200)
+    process = PROCESSES["linear"].build(200)
     variances = torch.tensor([0.01, 0.05, 0.2, 0.5, 1.0, 3.0]).double().reshape(SHAPE)
     denoise = ideal.IdealDenoiser(ideal.gaussian(0.0, variances.flatten().numpy(), SHAPE), process)
     times = process.times[[0, 20, 60, 200]]
@@ -180,7 +180,7 @@ def classes_world(process: Process) -> tuple[ideal.IdealDenoiser, Tensor]:
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_the_residual_minimises_the_bound_over_scalar_variances(eta):
     """Of all scalar rules c Var_t, none beats c = 1 with Var_t the mean squared error of x0_hat, on the very draws."""
-    process = PROCESSES["cosine"](100)
+    process = PROCESSES["cosine"].build(100)
     denoise, x0 = classes_world(process)
     noise = keyed_noise(0, process, torch.arange(len(x0)), SHAPE, torch.float64)
     times = process.times[[0, 10, 40, 70, 100]]
@@ -202,7 +202,7 @@ def test_the_residual_minimises_the_bound_over_scalar_variances(eta):
 
 def test_the_minimum_of_a_step_is_the_log_of_the_snr_drop():
     """1/2 log1p((gamma_s - gamma_t) Var_t) per dimension, what planning pays for a step."""
-    process = PROCESSES["linear"](1000)
+    process = PROCESSES["linear"].build(1000)
     t, s = process.times[[2, 10, 300, 1000, 1000]], process.times[[1, 9, 100, 999, 1]]
     variance = np.array([1e-4, 1e-3, 0.1, 0.3, 0.3])
     kernel = reverse_kernel(process, t, s)
@@ -214,7 +214,7 @@ def test_the_minimum_of_a_step_is_the_log_of_the_snr_drop():
 
 def test_on_gaussian_data_every_path_costs_the_i_mmse_integral():
     """Half the integral of Var over the SNR, from one step to thousands: the steps are exact."""
-    process = PROCESSES["vp_integral"](4096)
+    process = PROCESSES["vp_integral"].build(4096)
     variance = true_variance(process)
     ends = np.exp(process.log_snr(process.times[[256, 4096]]))
     integral = 0.5 * math.log((1 / VARIANCE + ends[0]) / (1 / VARIANCE + ends[1]))
@@ -229,7 +229,7 @@ def test_on_gaussian_data_every_path_costs_the_i_mmse_integral():
 @pytest.mark.parametrize("rule", ["analytic", "unit"])
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_statistics_price_a_path_as_the_path_itself(rule, eta):
-    process = PROCESSES["linear"](100)
+    process = PROCESSES["linear"].build(100)
     denoise, x0 = classes_world(process)
     noise = keyed_noise(3, process, torch.arange(len(x0)), SHAPE, torch.float64)
     rules = {"analytic": Analytic(true_variance(process)), "unit": Unit()}
@@ -271,7 +271,7 @@ def test_a_narrow_bin_holds_density_times_width():
 
 def test_terms_do_not_depend_on_the_batch():
     """Noise is keyed by (seed, image, t): an image's terms are the same alone, in any batch and on any path."""
-    process = PROCESSES["linear"](100)
+    process = PROCESSES["linear"].build(100)
     denoise, x0 = classes_world(process)
     x0, numbers = x0[:30], torch.arange(1000, 1030)
     variance = true_variance(process)
@@ -296,7 +296,7 @@ def test_terms_do_not_depend_on_the_batch():
 
 
 def test_prior_is_the_divergence_of_two_gaussians():
-    process = PROCESSES["linear"](1000)
+    process = PROCESSES["linear"].build(1000)
     x0 = images(4)
     alpha, sigma = float(process.alpha(1000)), float(process.sigma(1000))
     ends = torch.distributions.Normal(alpha * x0, sigma), torch.distributions.Normal(0.0 * x0, 1.0)
@@ -305,18 +305,26 @@ def test_prior_is_the_divergence_of_two_gaussians():
 
 
 def test_impossible_requests_are_refused_in_words():
-    process = PROCESSES["cosine"](10)
+    process = PROCESSES["cosine"].build(10)
     denoise = ideal.IdealDenoiser(ideal.gaussian(MEAN, VARIANCE, SHAPE), process)
     noise: NoiseAt = lambda t: torch.zeros(2, *SHAPE).double()  # noqa: E731
     terms = path_terms(denoise, process, Unit(), lambda t: 1.0, CONTINUOUS, process.times, images(2), noise, eta=0.0)
-    with pytest.raises(UserError, match=r"infinite at config.sampling.eta = 0 .*use eta in \(0, 1\]"):
+    with pytest.raises(UserError, match=r"infinite at `eta` = 0 .*use `eta` in \(0, 1\]"):
         next(terms)
     for path in ([0, 5], [1, 10]):
         times = process.times[path]
         terms = path_terms(denoise, process, Unit(), lambda t: 1.0, CONTINUOUS, times, images(2), noise)
         with pytest.raises(UserError, match="a bound needs a path from 0 to 10"):
             next(terms)
+    for low, high in ((1.0, 1.0), (1.0, -1.0), (-1.0, float("inf")), (float("nan"), 1.0)):
+        with pytest.raises(
+            UserError, match=rf"`low` = {low} and `high` = {high} must satisfy low < high, and be finite"
+        ):
+            Levels(17, low, high)
+    for count in (1, -3):
+        with pytest.raises(UserError, match=rf"`levels` = {count} must be at least 2, or 0 for continuous data"):
+            Levels(count, -1.0, 1.0)
     with pytest.raises(UserError, match="decoder variance must be positive, got -0.1"):
         decoder_nats(images(2), images(2), -0.1, CONTINUOUS)
-    with pytest.raises(UserError, match="at least 2 steps; use config.likelihood.decoder = 'optimal'"):
-        DECODERS["published"](DecoderNeeds(DiscreteProcess([0.1]), lambda: true_variance(process)))
+    with pytest.raises(UserError, match="at least 2 steps; use `likelihood.decoder` = 'optimal'"):
+        DECODERS["published"].build(DecoderNeeds(DiscreteProcess([0.1]), lambda: true_variance(process)))

@@ -45,7 +45,7 @@ def image_sets(seed: int = 0) -> list[torch.Tensor]:
 
 
 def pixel_distance(real, **options) -> FrechetDistance:
-    return FrechetDistance(FEATURES["pixels"](SHAPE), real, **options)
+    return FrechetDistance(FEATURES["pixels"].build(SHAPE), real, **options)
 
 
 def flat(images: torch.Tensor) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_digits_give_what_torchmetrics_gives():
     """One reference for many questions, or a new metric for each: the same numbers."""
     data = digits()
     real, test = data.scaled(data.split("train")), data.scaled(data.split("test"))
-    features = FEATURES["digits"](data.shape)
+    features = FEATURES["digits"].build(data.shape)
     distance = FrechetDistance(features, real)
     for images in (test, -test, test):
         metric = FrechetInceptionDistance(feature=features)
@@ -153,7 +153,7 @@ def put_pytorch_fid(monkeypatch, network) -> None:
 def test_inception_gets_what_pytorch_fid_wants(monkeypatch, channels):
     """Images in [-1, 1] arrive in [0, 1] with three channels in order; 2048 features come back."""
     put_pytorch_fid(monkeypatch, FakeInceptionV3)
-    features = FEATURES["inception"]((channels, 4, 6))
+    features = FEATURES["inception"].build((channels, 4, 6))
     images = torch.linspace(-1, 1, 5 * channels * 24).reshape(5, channels, 4, 6)
     found = features(images)
     assert found.shape == (5, 2048) == (5, features.num_features) and not found.requires_grad
@@ -166,7 +166,7 @@ def test_a_distance_in_features_of_inception(monkeypatch):
     """Means alone differ, by 1/4 in every of the 2048 features."""
     put_pytorch_fid(monkeypatch, FakeInceptionV3)
     dark, bright = torch.full((4, 3, 2, 2), -0.5), torch.zeros(4, 3, 2, 2)
-    distance = FrechetDistance(FEATURES["inception"]((3, 2, 2)), dark)
+    distance = FrechetDistance(FEATURES["inception"].build((3, 2, 2)), dark)
     assert distance(bright) == pytest.approx(2048 * 0.25**2, rel=1e-4)
 
 
@@ -197,18 +197,18 @@ def test_what_inception_needs_is_said(monkeypatch, cause):
     why = cause(monkeypatch)
     told = rf"features = 'inception' needs pytorch-fid, .*{why}.* pip install 'adpm\[fid\]' .*; or use 'pixels'\.$"
     with pytest.raises(UserError, match=told):
-        FEATURES["inception"]((3, 32, 32))
+        FEATURES["inception"].build((3, 32, 32))
 
 
 def test_weights_that_cannot_be_fetched_are_told(monkeypatch):
     put_pytorch_fid(monkeypatch, OfflineInceptionV3)
     with pytest.raises(UserError, match=r"features = 'inception': its weights could not be fetched \(no route to host"):
-        FEATURES["inception"]((3, 32, 32))
+        FEATURES["inception"].build((3, 32, 32))
 
 
 def test_inception_wants_gray_or_colour():
     with pytest.raises(UserError, match=r"'inception' needs images of 1 or 3 channels, and the data are \(2, 8, 8\)"):
-        FEATURES["inception"]((2, 8, 8))
+        FEATURES["inception"].build((2, 8, 8))
 
 
 def test_a_torchvision_for_another_torch_is_told(monkeypatch):
@@ -219,14 +219,14 @@ def test_a_torchvision_for_another_torch_is_told(monkeypatch):
 
 
 def test_pixels_are_features_of_any_data():
-    features = FEATURES["pixels"]((3, 4, 5))
+    features = FEATURES["pixels"].build((3, 4, 5))
     images = torch.rand(2, 3, 4, 5)
     assert features.num_features == 60 and torch.equal(features(images), images.reshape(2, 60))
 
 
 def test_the_classifier_is_for_digits_only():
     with pytest.raises(UserError, match=r"config.distance.features = 'digits' is a classifier .* are \(3, 32, 32\)"):
-        FEATURES["digits"]((3, 32, 32))
+        FEATURES["digits"].build((3, 32, 32))
 
 
 def test_the_classifier_is_as_good_as_it_says():
@@ -246,7 +246,7 @@ def test_the_distance_sees_what_is_wrong_with_images():
     """Real digits score at the floor; noise, blur and a missing class score far above it, in this order of harm."""
     data = digits()
     real = data.scaled(data.split("train"))
-    distance = FrechetDistance(FEATURES["digits"](data.shape), real)
+    distance = FrechetDistance(FEATURES["digits"].build(data.shape), real)
     bottom = distance.floor(1000, seed=0)
     fresh = distance(data.scaled(data.split("test")))
     without_ones = distance(real[data.labels["train"] != 1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,16 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import adpm.drawing
 from adpm.moments import MomentTable
 from adpm.ms_eps import read_ms_eps
+from adpm.paths import statistics_of
 from adpm.run.assembly import Session
-from adpm.run.cli import load_config, run
-from adpm.run.core import CORE
-from adpm.run.modes import MODES
-from adpm.run.prepare import data_row_for, moments_for, statistics_for
+from adpm.run.cli import run
+from adpm.run.commands import MODES
+from adpm.run.config import load_config
+from adpm.run.families import house
+from adpm.run.measure import data_row_for, moments_for, variance_for
 
 ROOT = Path(__file__).parent.parent
 FEW = ("--config.moments.draws=60", "--config.moments.times=30")
@@ -29,11 +31,14 @@ def in_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+def command(workdir: Path, mode: str, *overrides: str, config: str = "configs/toy.py") -> list[str]:
+    """What is kept is kept in the workdir, moments included: tests share nothing."""
+    places = [f"--workdir={workdir}", f"--config.cache={workdir / 'cache'}"]
+    return ["main.py", f"--config={config}", f"--mode={mode}", *places, *FEW, *overrides]
+
+
 def go(workdir: Path, mode: str, *overrides: str, config: str = "configs/toy.py") -> None:
-    assert (
-        run(["main.py", f"--config={config}", f"--mode={mode}", f"--workdir={workdir}", *FEW, *overrides], CORE, MODES)
-        == 0
-    )
+    assert run(command(workdir, mode, *overrides, config=config), MODES) == 0
 
 
 def samples_in(workdir: Path) -> np.ndarray:
@@ -49,10 +54,10 @@ def events(workdir: Path, mode: str) -> EventAccumulator:
 
 
 def toy_session(workdir: Path, **likelihood) -> Session:
-    config = load_config("configs/toy.py")
-    config.moments.draws, config.moments.times = 60, 30
+    config = load_config("configs/toy.py")[0]
+    config.moments.draws, config.moments.times, config.cache = 60, 30, str(workdir / "cache")
     config.likelihood.update(likelihood)
-    return Session(config, workdir, CORE)
+    return Session.make(config, workdir, house())
 
 
 def test_samples_follow_the_data(tmp_path):
@@ -83,17 +88,18 @@ def load_truth():
 def test_sample_reports_what_it_did(tmp_path, capsys):
     go(tmp_path, "sample", "--config.trajectory.steps=7", "--config.sampling.samples=9")
     told = capsys.readouterr().out
-    assert "estimating them" in told and "planned 7 steps" in told and "7 network calls each" in told
+    assert "measuring them" in told and "planned 7 steps" in told and "7 network calls each" in told
     (folder,) = (tmp_path / "samples").iterdir()
     assert (folder / "grid.png").stat().st_size > 0 and str(folder / "grid.png") in told
     protocol = json.loads((folder / "protocol.json").read_text())
-    assert len(protocol["path"]) == 8 and protocol["path"][:2] == [0, 1] and protocol["path"][-1] == 1000
+    path = protocol["path"]
+    assert len(path) == 8 and path == sorted(set(path)) and (path[0], path[-1]) == (0, 1000)
     seen = events(tmp_path, "sample")
-    assert [e.step for e in seen.Scalars("reverse/variance")] == sorted(protocol["path"][1:], reverse=True)
-    assert {"sample/grid", "sample/x0_along_the_path"} <= set(seen.Tags()["images"])
+    assert [e.step for e in seen.Scalars("reverse/variance")] == path[1:]
+    assert {"sample/grid", "sample/strip"} <= set(seen.Tags()["images"])
     assert not list(tmp_path.rglob("*.part"))
     go(tmp_path, "sample", "--config.trajectory.steps=7", "--config.sampling.samples=9")
-    assert "estimating" not in capsys.readouterr().out
+    assert "measuring" not in capsys.readouterr().out
 
 
 def test_samples_do_not_depend_on_the_batch_size(tmp_path):
@@ -106,22 +112,23 @@ def test_samples_do_not_depend_on_the_batch_size(tmp_path):
 def test_interrupted_sampling_continues(tmp_path, monkeypatch, capsys):
     options = ("--config.trajectory.steps=5", "--config.sampling.samples=12", "--config.sampling.batch_size=4")
     go(tmp_path / "whole", "sample", *options)
-    module = sys.modules["adpm.run.samples"]
-    draw, calls = module.draw, []
+    draw_batch, calls = adpm.drawing.draw_batch, []
 
-    def dies_in_the_second_batch(session, solver, times, items):
-        calls.append(items)
+    def dies_in_the_second_batch(denoise, solver, process, times, numbers, *rest):
+        calls.append(numbers.tolist())
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return draw(session, solver, times, items)
+        return draw_batch(denoise, solver, process, times, numbers, *rest)
 
-    monkeypatch.setattr(module, "draw", dies_in_the_second_batch)
-    argv = ["main.py", "--config=configs/toy.py", "--mode=sample", f"--workdir={tmp_path / 'killed'}", *FEW, *options]
-    assert run(argv, CORE, MODES) == 130
+    monkeypatch.setattr(adpm.drawing, "draw_batch", dies_in_the_second_batch)
+    argv = command(tmp_path / "killed", "sample", *options)
+    assert run(argv, MODES) == 130
     assert "run the same command again" in capsys.readouterr().err
-    assert run(argv, CORE, MODES) == 0
-    assert calls == [range(0, 4), range(4, 8), range(4, 8), range(8, 12)], "the finished batch is not done again"
+    assert run(argv, MODES) == 0
+    first, second, third = [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]
+    assert calls == [first, second, second, third], "the finished batch is not done again"
     assert np.array_equal(samples_in(tmp_path / "whole"), samples_in(tmp_path / "killed"))
+    assert not list(tmp_path.rglob("*.parts")), "batches go when the whole is there"
 
 
 def test_interrupted_estimation_continues(tmp_path, monkeypatch):
@@ -143,18 +150,18 @@ def test_interrupted_estimation_continues(tmp_path, monkeypatch):
     table = moments_for(resumed)
     assert calls[11:] == whole.times[10:].tolist(), "measured times are not measured again"
     assert all(np.array_equal(a.scatter, b.scatter) for a, b in zip(table.draws, whole.draws, strict=True))
-    assert not list((tmp_path / "killed").glob("*.partial*"))
+    assert not list(tmp_path.rglob("*.parts"))
 
 
 def test_moments_of_another_model_are_refused(tmp_path, capsys):
     go(tmp_path / "a", "estimate")
-    (file,) = (tmp_path / "a").glob("moments-*.npz")
-    argv = ["main.py", "--config=configs/toy.py:cosine", "--mode=sample", f"--workdir={tmp_path / 'b'}"]
-    assert run([*argv, f"--config.moments.file={file}"], CORE, MODES) == 2
+    (file,) = (tmp_path / "a" / "cache").glob("moments-*.npz")
+    named = f"--config.moments.file={file}"
+    assert run(command(tmp_path / "b", "sample", named, config="configs/toy.py:cosine"), MODES) == 2
     told = capsys.readouterr().err
     assert "belongs to something else" in told and "process" in told
-    argv[1] = "--config=configs/toy.py"
-    assert run([*argv[:3], f"--workdir={tmp_path / 'c'}", f"--config.moments.file={file}"], CORE, MODES) == 0
+    go(tmp_path / "c", "sample", named)
+    assert not list((tmp_path / "c").rglob("moments-*.npz")), "a named file is not measured again"
 
 
 def test_published_files_serve_as_moments(tmp_path, capsys):
@@ -162,15 +169,14 @@ def test_published_files_serve_as_moments(tmp_path, capsys):
     assert "ms_eps:" in capsys.readouterr().out
     (file,) = tmp_path.glob("*.ms_eps.pth")
     session = toy_session(tmp_path / "other")
-    ours = MomentTable.load(next(tmp_path.glob("moments-*.npz"))).column(1).values
+    ours = MomentTable.load(next((tmp_path / "cache").glob("moments-*.npz"))).column(1).values
     assert np.allclose(read_ms_eps(file, session.process).column(1).values, ours, rtol=1e-6)
     fixed = ["--config.trajectory.name=even", f"--config.moments.ms_eps={file}"]
     go(tmp_path, "sample", *fixed, "--config.rule.estimator=gamma")
-    argv = ["main.py", "--config=configs/toy.py", "--mode=sample", f"--workdir={tmp_path}", *fixed]
     capsys.readouterr()
-    assert run(argv, CORE, MODES) == 2
+    assert run(command(tmp_path, "sample", *fixed), MODES) == 2
     assert "hold no 'residual' statistics" in capsys.readouterr().err
-    assert run([*argv[:4], f"--config.moments.ms_eps={file}", "--config.rule.estimator=gamma"], CORE, MODES) == 2
+    assert run(command(tmp_path, "sample", fixed[1], "--config.rule.estimator=gamma"), MODES) == 2
     assert "planning needs the residual" in capsys.readouterr().err
 
 
@@ -193,9 +199,10 @@ def test_likelihood_bounds_the_truth(tmp_path):
     (folder,) = (tmp_path / "likelihood").iterdir()
     result = json.loads((folder / "result.json").read_text())
     exact = exact_bits(toy_session(tmp_path))
-    terms = np.concatenate([np.load(p)["terms"] for p in sorted((folder / "batches").glob("*.npz"))], axis=1)
-    assert np.isclose(terms.sum(0).mean() / (16 * math.log(2)), result["bits_per_dim"], rtol=1e-12)
-    assert result["images"] == terms.shape[1] == 1024 and result["steps"] == 400
+    bits = np.load(folder / "1024-images.npz")["bits"]
+    assert bits.shape == (401, 1024) and np.isclose(bits.sum(0).mean(), result["bits_per_dim"], rtol=1e-12)
+    assert np.isclose(bits.sum(0).std(ddof=1) / 32, result["standard_error"], rtol=1e-12)
+    assert result["images"] == 1024 and result["steps"] == 400
     assert -0.02 < result["bits_per_dim"] - exact < 0.1, (result["bits_per_dim"], exact)
     curve = events(tmp_path, "likelihood").Scalars("bound/term_bits_per_dim")
     assert len(curve) == 400
@@ -218,7 +225,17 @@ def test_likelihood_agrees_with_the_statistics_of_the_tables(tmp_path):
     from adpm.variance import Small
 
     times = session.process.times[trajectory("even", Request(session.process, 12))]
-    statistics = statistics_for(session, "test", torch.arange(1024), times[1:])
+    statistics = statistics_of(
+        session.model.denoise,
+        session.process,
+        session.decoder(variance_for(session)),
+        session.levels,
+        session.images("test"),
+        torch.arange(1024),
+        times[1:],
+        seed=session.config.seed,
+        batch_size=100,
+    )
     bits = statistics.terms(session.process, Small(), times).sum(0).mean() / (16 * math.log(2))
     assert np.isclose(bits, told, rtol=1e-9)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,30 +20,18 @@ from scipy.stats import binom
 from torch import Tensor
 
 from adpm import ideal
-from adpm.denoiser import Prediction, eps_from_x0
+from adpm.costs import project_variance
+from adpm.denoiser import PREDICTIONS, Denoiser, Prediction, eps_from_x0
+from adpm.draws import COLUMNS, CONTROLS, GAMMA, POWER, RESIDUAL, Draws, Estimate, Source, draw_moments, measure
 from adpm.errors import UserError
-from adpm.moments import (
-    COLUMNS,
-    CONTROLS,
-    ESTIMATORS,
-    GAMMA,
-    POWER,
-    RESIDUAL,
-    Draws,
-    Estimate,
-    MomentTable,
-    Source,
-    draw_moments,
-    measure,
-    spread_times,
-)
+from adpm.moments import ESTIMATORS, MomentTable, implausible, spread_times
 from adpm.ms_eps import read_ms_eps, table_of_gamma, write_ms_eps
 from adpm.noise import KeyedNoise
 from adpm.process import PROCESSES, Array, Process
 from adpm.run.data import digits
 
 WIDTH = len(COLUMNS)
-LINEAR = PROCESSES["linear"](1000)
+LINEAR = PROCESSES["linear"].build(1000)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -376,7 +366,7 @@ def test_a_negative_estimate_spoils_its_own_neighbourhood_only(estimator):
 
 def test_standard_error_passes_through_the_measured_ones():
     table = random_table(6)
-    process = PROCESSES["cosine"](6)
+    process = PROCESSES["cosine"].build(6)
     for name in ESTIMATORS:
         errors = table.posterior_variance(name, process).errors
         np.testing.assert_allclose(table.standard_error(name, process)(table.times), errors, rtol=1e-9)
@@ -384,7 +374,7 @@ def test_standard_error_passes_through_the_measured_ones():
 
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name != "custom"])
 def test_spread_times_are_even_in_log_snr(name):
-    process = PROCESSES[name](1000)
+    process = PROCESSES[name].build(1000)
     assert (spread_times(process, 0) == process.times[1:]).all()
     at = spread_times(process, 30)
     assert set(at[:2]) == {1.0, 2.0} and at[-1] == 1000.0
@@ -423,6 +413,29 @@ def damaged(whole: bytes) -> dict[str, bytes]:
     flipped[len(whole) // 2] ^= 0x10
     sums = {"n": np.ones(2, int), "mean": np.zeros((2, WIDTH)), "scatter": np.zeros((2, WIDTH, WIDTH))}
     rest = {"data_variance": 1.0, "provenance": np.array("{}")}
+    good = {"times": np.arange(1.0, 3), **sums, **rest}
+    infinite, torn = np.zeros((2, WIDTH)), np.zeros((2, WIDTH))
+    infinite[1, 2], torn[1, 2] = np.inf, np.nan
+    wrong = {
+        "reversed times": {"times": np.array([2.0, 1.0])},
+        "a time twice": {"times": np.array([2.0, 2.0])},
+        "the time of the data": {"times": np.array([0.0, 1.0])},
+        "a time of NaN": {"times": np.array([1.0, np.nan])},
+        "an infinite time": {"times": np.array([1.0, np.inf])},
+        "no draws": {"n": np.array([5, 0])},
+        "counts that are none": {"n": np.array([5.0, 1.7])},
+        "an infinite mean": {"mean": infinite},
+        "a mean that is missing at one time": {"mean": torn},
+        "an infinite square": {"scatter": np.full((2, WIDTH, WIDTH), np.inf)},
+        "a negative square": {"scatter": np.full((2, WIDTH, WIDTH), -1.0)},
+        "an infinite variance": {"data_variance": np.inf},
+        "a negative variance": {"data_variance": -0.3},
+    }
+    claim = npz(**good).replace(b"(2, 6)", b"(2, 1099511627776)", 1).replace(b" " * 13, b"", 1)
+    squeezed = io.BytesIO()
+    np.savez_compressed(squeezed, **{**good, "times": np.linspace(1.0, 2.0, 500)})
+    deflated = bytearray(squeezed.getvalue())
+    deflated[100:110] = b"\xff" * 10
     return {
         "empty": b"",
         "text": b"not an archive",
@@ -434,7 +447,10 @@ def damaged(whole: bytes) -> dict[str, bytes]:
         "another npz": npz(a=np.arange(3)),
         "too few times": npz(times=np.ones(1), **sums, **rest),
         "other columns": npz(times=np.ones(2), **{**sums, "mean": np.zeros((2, 3))}, **rest),
-        "provenance of another kind": npz(times=np.ones(2), **sums, **{**rest, "provenance": np.array("[1]")}),
+        "provenance of another kind": npz(times=np.arange(1.0, 3), **sums, **{**rest, "provenance": np.array("[1]")}),
+        **{what: npz(**{**good, **change}) for what, change in wrong.items()},
+        "a claim of 2^40": claim,
+        "a broken stream": bytes(deflated),
     }
 
 
@@ -443,8 +459,22 @@ def test_a_damaged_file_is_refused_in_words(tmp_path, what):
     path = tmp_path / "moments.npz"
     random_table().save(path)
     path.write_bytes(damaged(path.read_bytes())[what])
-    with pytest.raises(UserError, match="not a moments file of this project"):
+    with pytest.raises(UserError, match=r"moments\.npz' is not a moments file of this project: \S"):
         MomentTable.load(path)
+
+
+def test_the_undamaged_file_is_read(tmp_path):
+    """What `damaged` starts from is right, so that each of its changes is what is refused."""
+    sums = {"n": np.ones(2, int), "mean": np.zeros((2, WIDTH)), "scatter": np.zeros((2, WIDTH, WIDTH))}
+    path = tmp_path / "moments.npz"
+    np.savez(path, times=np.arange(1.0, 3), **sums, data_variance=1.0, provenance=np.array("{}"))
+    assert MomentTable.load(path).times.tolist() == [1.0, 2.0]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "moments.npz")
+    with pytest.raises(UserError, match=r"moments file '.*moments\.npz' is a named pipe, not a plain file"):
+        MomentTable.load(tmp_path / "moments.npz")
 
 
 def test_any_flipped_bit_is_refused_or_harmless(tmp_path):
@@ -467,7 +497,7 @@ def test_any_flipped_bit_is_refused_or_harmless(tmp_path):
 
 
 def test_a_missing_file_is_refused_in_words(tmp_path):
-    with pytest.raises(UserError, match="does not exist; make it with --mode=estimate"):
+    with pytest.raises(UserError, match="moments file '.*nowhere.npz' does not exist"):
         MomentTable.load(tmp_path / "nowhere.npz")
 
 
@@ -485,7 +515,7 @@ def test_a_published_file_has_gamma_and_refuses_the_rest(tmp_path):
     table = table_of_gamma(np.concatenate([[0.0], gamma]), LINEAR, "published")
     np.testing.assert_allclose(table.variance("gamma", LINEAR)(LINEAR.times[1:]), variance, rtol=1e-9)
     for estimator in ("residual", "data"):
-        with pytest.raises(UserError, match=f"no '{estimator}' statistics.*config.rule.estimator = 'gamma'"):
+        with pytest.raises(UserError, match=f"no '{estimator}' statistics.*`estimator` = 'gamma'"):
             table.variance(estimator, LINEAR)
     write_ms_eps(tmp_path / "ms_eps.pth", table, LINEAR)
     again = read_ms_eps(tmp_path / "ms_eps.pth", LINEAR)
@@ -502,14 +532,90 @@ def test_times_outside_the_measured_range_are_refused(estimator, outside):
         variance(np.array([100.0, outside]))
 
 
+# -- what no network has, and what no data vary in --------------------------------------------------------------------
+
+
+def readings(world) -> dict[str, Callable]:
+    """What networks that know the truth return, by what it is."""
+
+    def knows(field: Callable) -> Callable:
+        return lambda x, label: field(world.denoise(x, float(label[0])), float(LINEAR.sigma(float(label[0]))))
+
+    return {
+        "eps": knows(lambda prediction, sigma: prediction.eps),
+        "x0": knows(lambda prediction, sigma: prediction.x0),
+        "score": knows(lambda prediction, sigma: -prediction.eps / sigma),
+    }
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "score"])
+@pytest.mark.parametrize("clip", [None, (-1.0, 1.0)])
+def test_a_network_that_is_read_the_wrong_way_is_told(world, predicts, clip):
+    """Clipped and read as a score, most of any network is nothing: that this does not show."""
+    at = spread_times(LINEAR, 8)
+    for said in sorted(PREDICTIONS.keys() - ({"score"} if clip and predicts != "score" else set())):
+        denoise = Denoiser(readings(world)[predicts], LINEAR, predicts=said, clip=clip)
+        rows = dict(measure(denoise, LINEAR, world.source(40, 0), at, 40, 0, 40))
+        told = implausible(MomentTable(at, tuple(rows.values()), world.mixture.variance(), {}), LINEAR)
+        assert bool(told) == (said != predicts), (predicts, said, told)
+        assert not told or re.match(r"at t = \d+ the network's mean squared error of x_0 is \d.* above sigma\^2", told)
+
+
+def test_where_moments_are_implausible():
+    """The worst time is named; an error bar or 5 % are granted; what was not measured is not judged."""
+    at = np.array([10.0, 300.0, 900.0])
+    bound = np.exp(-LINEAR.log_snr(at))
+
+    def judged(share: tuple[float, ...], error: float) -> str:
+        table = exact_table(LINEAR, at, bound * share, 0.3)
+        n = table.draws[0].n
+        scatter = [np.diag([(error * b) ** 2 * n * n, *[1.0] * (WIDTH - 1)]) for b in bound]
+        draws = tuple(replace(d, scatter=s) for d, s in zip(table.draws, scatter, strict=True))
+        return implausible(replace(table, draws=draws), LINEAR)
+
+    assert judged((1.0, 0.5, 0.1), 1e-4) == judged((1.04, 0.5, 0.1), 1e-4) == judged((1.6, 0.5, 0.1), 0.12) == ""
+    assert judged((1.1, 1.2, 0.1), 1e-4).startswith("at t = 300 the")
+    assert judged((1.1, 0.5, 0.1), 1e-4).startswith("at t = 10 the")
+    assert implausible(table_of_gamma(np.full(1001, 0.9), LINEAR, "published"), LINEAR) == ""
+
+
+@pytest.mark.parametrize("error", [0.0, 0.1])
+def test_data_that_are_all_the_same_have_numbers_throughout(error):
+    """One image, by a network that knows it and by one that is off by 0.1: no NaN anywhere, and planning goes on."""
+    image = torch.linspace(-1.0, 1.0, 16, dtype=torch.float64).reshape(1, 4, 4)
+    source = Source(5, lambda index: image.expand(len(index), 1, 4, 4), image, 0.0)
+    network = lambda x, label: image.expand(x.shape) + error  # noqa: E731
+    process = PROCESSES["linear"].build(30)
+    rows = dict(measure(Denoiser(network, process, predicts="x0"), process, source, process.times[1:], 10, 0, 10))
+    table = MomentTable(process.times[1:], tuple(rows.values()), source.variance, {})
+    estimate = table.posterior_variance("residual", process)
+    np.testing.assert_allclose(estimate.values, error**2, rtol=1e-12, atol=1e-20)
+    np.testing.assert_allclose(estimate.relative(), 0.0, atol=1e-9)
+    for name in ESTIMATORS:
+        found = table.posterior_variance(name, process)
+        numbers = [found.values, found.errors, found.interval(), table.variance(name, process)(table.times)]
+        numbers += [table.standard_error(name, process)(table.times), table.interpolation_error(name, process)]
+        assert all(np.isfinite(n).all() for n in numbers), name
+    np.testing.assert_allclose(table.interpolation_error("residual", process), 0.0, atol=1e-9)
+    variance = np.concatenate([[0.0], table.variance("residual", process)(table.times)])
+    errors = np.concatenate([[0.0], table.standard_error("residual", process)(table.times)])
+    projected = project_variance(process, variance, errors)
+    np.testing.assert_allclose(projected, project_variance(process, variance), rtol=1e-6)
+
+
+def test_relative_errors():
+    estimate = Estimate(np.array([2.0, -4.0, 0.0, 0.0]), np.array([1.0, 1.0, 0.0, 3.0]), np.ones(4))
+    assert estimate.relative().tolist() == [0.5, 0.25, 0.0, np.inf]
+
+
 def test_other_mistakes_are_refused_in_words(world):
     table = random_table()
-    with pytest.raises(UserError, match="config.rule.estimator = 'residuals' is unknown .did you mean 'residual'"):
-        table.variance("residuals", PROCESSES["cosine"](6))
+    with pytest.raises(UserError, match="`estimator` = 'residuals' is unknown .did you mean 'residual'"):
+        table.variance("residuals", PROCESSES["cosine"].build(6))
     few = replace(table, draws=tuple(Draws.of(correlated_rows(4, s)) for s in range(6)))
-    with pytest.raises(UserError, match="config.moments.draws = 4 is too few"):
+    with pytest.raises(UserError, match="`draws` = 4 is too few"):
         few.controlled_residual()
-    with pytest.raises(UserError, match="config.moments.times = 3 is too few"):
+    with pytest.raises(UserError, match="`times` = 3 is too few"):
         spread_times(LINEAR, 3)
     broken = lambda x, t: Prediction(x * float("nan"), x, x)  # noqa: E731
     with pytest.raises(UserError, match="not finite at t = 7"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from adpm.draws import COLUMNS, GAMMA, Draws
 from adpm.errors import UserError
-from adpm.moments import COLUMNS, GAMMA, Draws, MomentTable
+from adpm.moments import MomentTable
 from adpm.ms_eps import read_array, read_ms_eps, table_of_gamma, write_ms_eps
 from adpm.process import DiscreteProcess, Process, linear_betas
 from adpm.trajectory import Request, trajectory
@@ -45,7 +47,7 @@ def test_only_gamma_is_known() -> None:
     p = process("linear_1000")
     table = read_ms_eps(FORMATS / "ms_eps_numpy2.pth", p)
     for estimator in ("residual", "data"):
-        with pytest.raises(UserError, match=rf"hold no '{estimator}' statistics .* config\.rule\.estimator = 'gamma'"):
+        with pytest.raises(UserError, match=rf"hold no '{estimator}' statistics .* `estimator` = 'gamma'"):
             Analytic(table.variance(estimator, p))
 
 
@@ -54,13 +56,13 @@ def test_only_gamma_is_known() -> None:
     [
         ("ms_eps_bad_length.pth", "linear_1000", r"shape \(1000,\), but a process of N = 1000 steps needs \(1001,\)"),
         ("ms_eps_numpy2.pth", "linear_100", r"shape \(1001,\), but a process of N = 100 steps needs \(101,\)"),
-        ("nowhere.pth", "linear_1000", "is no file"),
-        ("formats_manifest.json", "linear_1000", "is not a saved array of numbers"),
+        ("nowhere.pth", "linear_1000", "does not exist"),
+        ("formats_manifest.json", "linear_1000", "is not a saved array of numbers: it is XML or JSON text"),
         ("plain_iddpm_head.pth", "linear_1000", "is not a saved array of numbers"),
     ],
 )
 def test_wrong_files_are_refused_in_words(name: str, steps: str, told: str) -> None:
-    with pytest.raises(UserError, match=rf"config\.moments\.ms_eps = '.*{name}' .*{told}"):
+    with pytest.raises(UserError, match=rf"`ms_eps` file '.*{name}' .*{told}"):
         read_ms_eps(FORMATS / name, process(steps))
 
 
@@ -82,6 +84,37 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     assert not victim.exists()
     pickle.loads(pickle.dumps(Touch(victim)))
     assert victim.exists()  # the trap was a real one
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.25])
+def test_a_number_that_is_no_mean_of_squares_is_named(tmp_path: Path, value: float) -> None:
+    ms_eps = np.full(1001, 0.9, dtype=np.float32)
+    ms_eps[0] = np.nan  # which nobody reads
+    torch.save(ms_eps, tmp_path / "ms_eps.pth")
+    assert read_array(tmp_path / "ms_eps.pth", process("linear_1000"))[500] == np.float32(0.9)
+    ms_eps[[500, 700]] = value
+    torch.save(ms_eps, tmp_path / "ms_eps.pth")
+    with pytest.raises(UserError, match=rf"ms_eps\.pth' holds {value:g} at n = 500, which is no mean of squares"):
+        read_ms_eps(tmp_path / "ms_eps.pth", process("linear_1000"))
+
+
+@pytest.mark.parametrize(
+    ("stored", "told"),
+    [(np.array(["a", "b"]), "is not a saved array"), (torch.zeros(1001, dtype=torch.cfloat), "complex64")],
+)
+def test_what_are_no_numbers_is_refused(tmp_path: Path, stored: object, told: str) -> None:
+    torch.save(stored, tmp_path / "ms_eps.pth")
+    with pytest.raises(UserError, match=told):
+        read_array(tmp_path / "ms_eps.pth", process("linear_1000"))
+
+
+def test_a_web_page_and_a_pipe_are_named(tmp_path: Path) -> None:
+    (tmp_path / "page.pth").write_text("<html>Not found</html>")
+    with pytest.raises(UserError, match=r"page\.pth' is not a saved array of numbers: it is an HTML page"):
+        read_array(tmp_path / "page.pth", process("linear_1000"))
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(UserError, match=r"`ms_eps` file '.*pipe\.pth' is a named pipe, not a plain file"):
+        read_array(tmp_path / "pipe.pth", process("linear_1000"))
 
 
 def test_there_and_back(tmp_path: Path) -> None:

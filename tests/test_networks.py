@@ -1,4 +1,4 @@
-"""The iddpm U-Net against the published network: outputs, parts, names and shapes of every full-size table.
+"""The iddpm U-Net against the published network: outputs, parts, names and shapes of every full-size network.
 
 Parameters are filled by a rule that depends on their names alone (tests/goldens.py), so a golden output also fixes the
 state-dict keys. Errors are shares of each sample's output range; 1e-4 is what float32 back ends may differ by, and a
@@ -7,6 +7,7 @@ faithful network lands near 3e-6.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,17 @@ from adpm.denoiser import index_label
 from adpm.errors import UserError
 from adpm.nn import NETWORKS
 from adpm.nn.iddpm import Attention, UNet, timestep_embedding
-from tests.goldens import DATA, filled_state, golden, golden_json, state_sha256, unet_options, uniform
+from tests.goldens import (
+    DATA,
+    assert_waves,
+    check_names,
+    filled_state,
+    golden,
+    golden_json,
+    state_sha256,
+    unet_options,
+    uniform,
+)
 
 SMALL = (
     "iddpm_s_plain3",
@@ -32,7 +43,7 @@ SMALL = (
     "iddpm_s_eps",
 )
 FULL = ("iddpm_full_cifar10_eps", "iddpm_full_cifar10_head_simple", "iddpm_full_imagenet64_head_complex")
-TABLES = sorted(path.stem for path in (DATA / "networks").glob("table_iddpm_*.json"))
+TABLES = [name for name in golden_json("networks/tables") if name.startswith("iddpm_")]
 TOLERANCE = 1e-5
 
 
@@ -98,7 +109,7 @@ def test_time_embedding() -> None:
     """[cos, sin], frequencies 10000^(-i/half), fractional times included."""
     stored = golden("networks/units")
     found = timestep_embedding(torch.as_tensor(stored["t"]), 64)
-    np.testing.assert_allclose(found, stored["emb_iddpm"], atol=5e-7)
+    assert_waves(found, stored["emb_iddpm"], stored["t"], 10000.0 ** (-np.arange(32) / 32))
 
 
 def test_attention_block() -> None:
@@ -130,18 +141,34 @@ def test_every_full_size_table_is_here() -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_names_and_shapes(name: str) -> None:
     """Key for key the state dict of published checkpoints; built without memory for the values."""
-    table = golden_json(f"networks/{name}")
+    table = golden_json("networks/tables")[name]
     with torch.device("meta"):
         network = UNet(**unet_options(table["network"]))
-    state = {key: list(value.shape) for key, value in network.state_dict().items()}
-    assert list(state) == list(table["state_dict"])
-    assert state == table["state_dict"]
-    assert len(state) == table["n_keys"]
-    assert sum(p.numel() for p in network.parameters()) == table["n_parameters"]
-    head = [key for key in state if key.startswith("out2.")]
-    assert head == table.get("head_keys", [])
-    assert sum(network.get_parameter(key).numel() for key in head) == table.get("n_head_parameters", 0)
-    assert bool(head) == (table["network"]["head_mode"] is not None)
+    state = network.state_dict()
+    check_names(state.items(), table)
+    assert sum(p.numel() for p in network.parameters()) == table["parameters"]
+    head = {key: value for key, value in state.items() if key.startswith("out2.")}
+    assert bool(head) == ("head" in table) == (table["network"]["head_mode"] is not None)
+    if head:
+        check_names(head.items(), table["head"])
+        assert sum(value.numel() for value in head.values()) == table["head"]["parameters"]
+
+
+def test_a_list_of_other_names_is_printed() -> None:
+    """A changed name, shape or order is told with all that was found."""
+    state = {"a.weight": torch.zeros(3, 2), "a.bias": torch.zeros(3)}
+    record = {"entries": 2, "sha256": hashlib.sha256(b"a.weight 3 2\na.bias 3\n").hexdigest()}
+    check_names(state.items(), record)
+    for other in (
+        {"a.weight": torch.zeros(2, 3), "a.bias": torch.zeros(3)},
+        {"a.weight": torch.zeros(3, 2), "b.bias": torch.zeros(3)},
+        dict(reversed(state.items())),
+        {"a.weight": torch.zeros(3, 2)},
+    ):
+        with pytest.raises(
+            AssertionError, match=rf"(?s)made of\n.*a\.weight {' '.join(map(str, other['a.weight'].shape))}\n"
+        ):
+            check_names(other.items(), record)
 
 
 @pytest.mark.parametrize("head", ["none", "simple", "complex"])
@@ -163,14 +190,45 @@ def test_building_for_a_data_shape() -> None:
         "attention_downsample": [4],
         "num_heads": 2,
     }
-    network = NETWORKS["iddpm"]((1, 8, 12), learned_variance=True, **options)
+    network = NETWORKS["iddpm"].build((1, 8, 12), learned_variance=True, **options)
     assert network(torch.zeros(2, 1, 8, 12), torch.zeros(2)).shape == (2, 2, 8, 12)
     with pytest.raises(UserError, match=r"sides divisible by 4, but the data are 8x10; use fewer levels"):
-        NETWORKS["iddpm"]((1, 8, 10), **options)
+        NETWORKS["iddpm"].build((1, 8, 10), **options)
     with pytest.raises(UserError, match=r"wants 1 channels and sides divisible by 4, got images of shape \(3, 8, 8\)"):
         network(torch.zeros(2, 3, 8, 8), torch.zeros(2))
-    with pytest.raises(UserError, match=r"network\.head = 'simpel' is unknown \(did you mean 'simple'\?\)"):
-        NETWORKS["iddpm"]((1, 8, 8), head="simpel", **options)
+    with pytest.raises(UserError, match=r"`attention_downsample` = \(4, 8\) has 8, but the levels .* are 1, 2, 4\."):
+        NETWORKS["iddpm"].build((1, 8, 8), **{**options, "attention_downsample": (4, 8)})
+    with pytest.raises(UserError, match=r"`head` = 'simpel' is unknown \(did you mean 'simple'\?\)"):
+        NETWORKS["iddpm"].build((1, 8, 8), head="simpel", **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"channel_mult": (0,)}, r"`channel_mult` = \(0,\) must hold a whole number of at least 1 per level"),
+        ({"channel_mult": ()}, r"`channel_mult` = \(\) must hold"),
+        ({"channel_mult": (1, "a")}, r"`channel_mult` = \(1, 'a'\) must hold"),
+        ({"channel_mult": (1, 1.5)}, r"`channel_mult` = \(1, 1\.5\) must hold"),
+        ({"model_channels": 33}, r"`model_channels` = 33 must be an even number of at least 2"),
+        ({"model_channels": 0}, r"`model_channels` = 0 must be an even number"),
+        ({"num_res_blocks": 0}, r"`num_res_blocks` = 0 must be a whole number of at least 1"),
+        ({"dropout": 1.0}, r"`dropout` = 1\.0 must lie in \[0, 1\)"),
+        ({"dropout": float("nan")}, r"`dropout` = nan must lie"),
+        ({"num_heads": 0}, r"`num_heads` = 0 must be a whole number of at least 1"),
+        ({"num_heads": 3}, r"`num_heads` = 3 must divide the 16 channels that attention works on"),
+        ({"num_heads": 16, "attention_downsample": (1,)}, r"`num_heads` = 16 must divide the 8 channels"),
+    ],
+)
+def test_numbers_that_no_network_has_are_refused(change: dict[str, Any], told: str) -> None:
+    options = {"model_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, **change}
+    with pytest.raises(UserError, match=told):
+        NETWORKS["iddpm"].build((1, 8, 8), **options)
+
+
+def test_heads_divide_what_they_share_and_nothing_else() -> None:
+    """Level 1 has no attention, so that its 8 channels need not be divided by 16 heads."""
+    network = NETWORKS["iddpm"].build((1, 8, 8), model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_heads=16)
+    assert network(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,9 @@ def needs(process: Process, levels: Levels = LEVELS) -> ObjectiveNeeds:
 def published_heads(time: str) -> tuple[Process, np.ndarray]:
     z = golden("losses")
     if time == "dt":
-        return PROCESSES["linear"](1000), z["n"].astype(np.float64)
+        return PROCESSES["linear"].build(1000), z["n"].astype(np.float64)
     low, high = z["sde_beta_min_max"]
-    return SDES["vp"](steps=1000, t_min=float(z["t_init"]), beta_min=float(low), beta_max=float(high)), z["ct_t"]
+    return SDES["vp"].build(steps=1000, t_min=float(z["t_init"]), beta_min=float(low), beta_max=float(high)), z["ct_t"]
 
 
 @pytest.mark.parametrize("time", ["dt", "ct"])
@@ -129,7 +129,7 @@ def test_learned_variance_and_bound_are_improved_ddpms() -> None:
 def test_hybrid_and_vlb_are_the_published_codes() -> None:
     """`patched64`: the published code without its cast of the coefficients to float32; linear schedule, N = 1000."""
     z = golden("lhybrid_iddpm")
-    process, t = PROCESSES["linear"](1000), z["n"].astype(np.float64)
+    process, t = PROCESSES["linear"].build(1000), z["n"].astype(np.float64)
     x0, eps, v, first = (tensor(z[key]) for key in ("x0", "eps", "v", "eps_pred"))
     prediction = predict(process, x0, eps, t, first, v)
     vb = StepBound(process, LEVELS)(v, first, x0, eps, t)
@@ -149,7 +149,7 @@ def test_hybrid_and_vlb_are_the_published_codes() -> None:
 def test_hybrid_gradients_are_the_published_ones() -> None:
     """I3: the bound reaches v alone; at the network's output the gradient of eps is that of L_simple."""
     z = golden("lhybrid_iddpm")
-    process, t = PROCESSES["linear"](1000), z["n"].astype(np.float64)
+    process, t = PROCESSES["linear"].build(1000), z["n"].astype(np.float64)
     x0, eps = tensor(z["x0"]), tensor(z["eps"])
     first, v = tensor(z["eps_pred"]).requires_grad_(), tensor(z["v"]).requires_grad_()
 
@@ -183,7 +183,7 @@ def test_weight_of_the_bound_follows_the_number_of_steps() -> None:
 def test_minimisers_are_conditional_expectations(t: float) -> None:
     """At one x_t of an exact world, with x_0 drawn from its posterior: the mean loss is least, among all constants, at
     the closed-form E[eps^2|x], Var[eps|x] and Var[x_0|x]; and it is a minimum, not a saddle."""
-    process = PROCESSES["linear"](1000)
+    process = PROCESSES["linear"].build(1000)
     mixture = diagonal_mixture([0.3, 0.7], [[-0.6, 0.2], [0.5, -0.1]], [[0.02, 0.1], [0.05, 0.01]], (1, 1, 2))
     ideal = IdealDenoiser(mixture, process)
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
@@ -253,7 +253,7 @@ def test_relative_starts_at_the_analytic_scalar_and_stays_finite() -> None:
 
 def test_relative_at_a_head_of_zeros_is_the_residual_in_units_of_the_variance() -> None:
     """Loss = mean r^2 / Var_t, with the clipped x0_hat, at different times in one batch."""
-    process = PROCESSES["linear"](1000)
+    process = PROCESSES["linear"].build(1000)
     t = np.array([1.0, 400.0, 1000.0])
     variance = np.array([1e-4, 0.3, 0.9])
     x0, eps = (torch.randn(3, 1, 2, 2, dtype=torch.float64) for _ in range(2))
@@ -272,15 +272,15 @@ def test_relative_at_a_head_of_zeros_is_the_residual_in_units_of_the_variance() 
 
 def test_relative_refuses_a_variance_that_is_not_positive() -> None:
     x0 = torch.zeros(2, 1, 2, 2)
-    with pytest.raises(UserError, match=r"Var_t, which is -0\.5 at t = 7.*estimator = 'residual'"):
+    with pytest.raises(UserError, match=r"Var_t, which is -0\.5 at t = 7.*`rule.estimator` = 'residual'"):
         relative(lambda t: np.array([1.0, -0.5]))(Prediction(x0, x0, x0, x0), x0, x0, np.array([3.0, 7.0]))
 
 
 @pytest.mark.parametrize("name", ["hybrid", "vlb"])
 def test_the_bound_is_for_discrete_processes(name: str) -> None:
-    with pytest.raises(UserError, match=r"'hybrid' or 'vlb' bounds the steps of a discrete process"):
-        OBJECTIVES[name].build(needs(SDES["vp"](steps=10)))
-    with pytest.raises(UserError, match=r"config\.process\.steps = 1"):
+    with pytest.raises(UserError, match=r"'hybrid' and 'vlb' bound the steps of a discrete process"):
+        OBJECTIVES[name].build(needs(SDES["vp"].build(steps=10)))
+    with pytest.raises(UserError, match=r"`process.steps` = 1"):
         OBJECTIVES[name].build(needs(DiscreteProcess([0.5])))
 
 
@@ -302,7 +302,7 @@ def test_float32_is_enough_for_the_bound() -> None:
     """At every time of the linear and cosine schedules the float32 loss is within 1e-3 of float64's, ends included."""
     generator = torch.Generator().manual_seed(0)
     for name in ("linear", "cosine"):
-        process = PROCESSES[name](1000)
+        process = PROCESSES[name].build(1000)
         t = np.array([1.0, 2.0, 10.0, 500.0, 990.0, 1000.0])
         x0 = torch.randint(0, 256, (6, 1, 4, 4), generator=generator) / 127.5 - 1
         eps = torch.randn(x0.shape, generator=generator)

@@ -7,20 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adpm.costs import bound_costs, kl, kl_costs, measured_costs, project_variance
 from adpm.errors import UserError
 from adpm.kernel import reverse_kernel, step_nats
-from adpm.planning import (
-    BUDGETS,
-    MONGE_TOLERANCE,
-    PLANNING_METHODS,
-    Planner,
-    bound_costs,
-    kl,
-    kl_costs,
-    measured_costs,
-    planner,
-    project_variance,
-)
+from adpm.planning import BUDGETS, MONGE_TOLERANCE, PLANNING_METHODS, Planner, planner
 from adpm.process import DiscreteProcess, Process, cosine_betas, linear_betas, vp_integral_betas
 from adpm.shortest_path import all_budgets, divide, monge_violation, path_cost, table_edges
 from adpm.trajectory import FIXED
@@ -165,7 +155,7 @@ def test_watson_w4_beats_hand_made_paths(solved, watson_process, size: str, fixe
     """For every K and all three variances; paths that stop short of N are led there instead."""
     last, compared = watson_process[size].steps, 0
     for k in range(2, last + 1):
-        path = np.concatenate([[0], FIXED[fixed](last, k)])
+        path = np.concatenate([[0], FIXED[fixed][0](last, k)])
         path[-1] = last
         if len(path) == k + 1 and (np.diff(path) > 0).all():
             compared += 1
@@ -341,8 +331,20 @@ def test_without_data_term_index_one_is_forced(forced: Planner) -> None:
     for k in (2, 3, 20):
         assert forced.plan(k).path[1] == 1
     for budget in BUDGETS:
-        with pytest.raises(UserError, match=r"steps = 1 .*first reference time.*steps >= 2 or give the data term"):
+        with pytest.raises(UserError, match=r"`steps` = 1 .*first reference time.*`steps` >= 2 or give the data term"):
             forced.plan(1, budget)
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+def test_the_tolerance_is_relative_to_the_largest_cost(unit: float) -> None:
+    """F[s, t] = (t - s)^2 is Monge with room 2; a dent of 3 in one edge is a violation by 1, of 100 at most."""
+    gap = np.arange(12)[None, :] - np.arange(12)[:, None]
+    table = np.where(gap > 0, gap.astype(float) ** 2, np.inf)
+    table[1:, 1:][1, 6] += 3.0
+    largest = table[1:][np.isfinite(table[1:])].max()
+    assert monge_violation(table) == 1.0 and largest == 100.0
+    for tolerance, method in ((0.011, "divide"), (0.009, "dense")):
+        assert planner(measured_costs(unit * table), 5, tolerance=tolerance).method == method
 
 
 @pytest.mark.parametrize("method", sorted(PLANNING_METHODS))
@@ -388,9 +390,9 @@ def test_refused_planners(noisy) -> None:
         with pytest.raises(UserError, match=message):
             kl_costs(p, estimate, errors, data_term=wrong)
     for variance, se, message in (
-        (estimate[1:], None, r"variance must hold N \+ 1 = 201"),
-        (-estimate, None, r"variance\[1\] = -"),
-        (estimate, errors * np.nan, r"variance_se\[1\] = nan"),
+        (estimate[1:], None, r"`variance` must hold N \+ 1 = 201"),
+        (-estimate, None, r"`variance`\[1\] = -"),
+        (estimate, errors * np.nan, r"`variance_se`\[1\] = nan"),
     ):
         with pytest.raises(UserError, match=message):
             kl_costs(p, variance, se)
@@ -398,9 +400,9 @@ def test_refused_planners(noisy) -> None:
 
 def test_refused_bounds(noisy) -> None:
     p, truth, _, _ = noisy
-    with pytest.raises(UserError, match="eta = 0 has lambda2 = 0.*'kl'"):
+    with pytest.raises(UserError, match="`eta` = 0 has lambda2 = 0.*'kl'"):
         bound_costs(p, truth, lambda k: k.forward_variance, eta=0.0)
-    with pytest.raises(UserError, match="eta = 1.5"):
+    with pytest.raises(UserError, match="`eta` = 1.5"):
         bound_costs(p, truth, lambda k: k.forward_variance, eta=1.5)
     with pytest.raises(UserError, match="variance rule gives -1"):
         bound_costs(p, truth, lambda k: -1.0)

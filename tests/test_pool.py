@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from adpm.run.pool import _uninterrupted, available, side_by_side
+from adpm.run.work import _uninterrupted, available, side_by_side
+from tests.processes import HANG, at_work, started, until
 
 _STARTED: list[object] = []
 
@@ -64,15 +63,15 @@ def test_a_gpu_has_one_process():
 
 
 PARENT = """
-import os, sys, time
+import os, sys, threading
 from pathlib import Path
-from adpm.run.pool import side_by_side
+from adpm.run.work import side_by_side
 
 def start(): pass
 
 def sleep(folder):
     Path(folder, str(os.getpid())).touch()
-    time.sleep(600)
+    threading.Event().wait()
 
 if __name__ == "__main__":
     try:
@@ -87,26 +86,8 @@ def test_nobody_outlives_the_process_that_started_them(tmp_path, ctrl_c, how):
     script, folder = tmp_path / "parent.py", tmp_path / "pids"
     script.write_text(PARENT)
     folder.mkdir()
-    root = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    parent = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment, stderr=subprocess.DEVNULL)
-    workers = _wait(lambda: [int(p.name) for p in folder.iterdir()], lambda found: len(found) == 2)
-    parent.send_signal(how)
-    assert parent.wait(timeout=60) == (-signal.SIGKILL if how is signal.SIGKILL else 130)
-    assert _wait(lambda: [pid for pid in workers if _runs(pid)], lambda left: not left) == []
-
-
-def _wait(ask, good, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not good(found := ask()) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert good(found), found
-    return found
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process is there and no zombie that its new parent has not collected yet."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
+    with started(script, folder, stderr=subprocess.DEVNULL) as parent:
+        until(lambda: len(list(folder.iterdir())) == 2, parent)
+        parent.send_signal(how)
+        assert parent.wait(HANG) == (-signal.SIGKILL if how is signal.SIGKILL else 130)
+        until(lambda: not at_work(parent.pid))

@@ -82,7 +82,7 @@ def test_vp_integral_betas_are_exact(steps: int) -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 @pytest.mark.parametrize("steps", [21, 100, 1000, 4000])
 def test_laws_of_a_variance_preserving_process(name: str, steps: int) -> None:
-    p = PROCESSES[name](steps)
+    p = PROCESSES[name].build(steps)
     assert p.steps == steps and p.prior_std == 1.0
     assert p.alpha(0) == 1.0 and p.sigma(0) == 0.0 and p.log_snr(0) == np.inf
     log_snr = p.log_snr(p.times)
@@ -110,10 +110,10 @@ def test_custom_betas_from_a_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"betas{suffix}"
     np.save(path, betas) if suffix == ".npy" else np.savetxt(path, betas, fmt="%.17g")
     for steps in (0, 50):
-        p = PROCESSES["custom"](steps, str(path))
-        np.testing.assert_array_equal(p.sigma(p.times), PROCESSES["linear"](50).sigma(p.times))
-    with pytest.raises(UserError, match=r"process\.steps = 40.*holds 50 betas; set it to 0 or 50"):
-        PROCESSES["custom"](40, str(path))
+        p = PROCESSES["custom"].build(steps, str(path))
+        np.testing.assert_array_equal(p.sigma(p.times), PROCESSES["linear"].build(50).sigma(p.times))
+    with pytest.raises(UserError, match=r"`steps` = 40.*holds 50 betas; set it to 0 or 50"):
+        PROCESSES["custom"].build(40, str(path))
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,13 @@ def test_custom_betas_from_a_file(tmp_path: Path, suffix: str) -> None:
 def test_unreadable_betas_are_refused_by_name(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"bad{suffix}"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"process\.betas_file = '.*bad\{suffix}'"):
+    with pytest.raises(UserError, match=rf"`betas_file` '.*bad\{suffix}'"):
         read_betas(str(path))
 
 
 def test_missing_betas_file_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"process\.betas_file = '.*nowhere\.npy' does not exist"):
-        PROCESSES["custom"](0, str(tmp_path / "nowhere.npy"))
+    with pytest.raises(UserError, match=r"`betas_file` '.*nowhere\.npy' does not exist"):
+        PROCESSES["custom"].build(0, str(tmp_path / "nowhere.npy"))
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,13 @@ def test_bad_betas_are_refused_in_words(betas: list, told: str) -> None:
 
 
 def test_bad_requests_are_refused_in_words() -> None:
-    with pytest.raises(UserError, match=r"process\.steps = 0 must be at least 1"):
-        PROCESSES["linear"](0)
+    for name in BUILT_IN:
+        with pytest.raises(UserError, match=r"`steps` = 0 must be at least 1"):
+            PROCESSES[name].build(0)
     with pytest.raises(UserError, match=r"beta_20 of 20 is 1"):  # 20/N: the linear schedule needs N > 20
-        PROCESSES["linear"](20)
-    with pytest.raises(UserError, match=r"'custom' needs config\.process\.betas_file"):
-        PROCESSES["custom"](100)
+        PROCESSES["linear"].build(20)
+    with pytest.raises(UserError, match=r"custom process needs `betas_file`"):
+        PROCESSES["custom"].build(100)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
@@ -180,3 +181,76 @@ def test_nearest_index(name: str) -> None:
 def test_nearest_index_of_a_single_step(wanted: float) -> None:
     p: Process = DiscreteProcess([0.5])
     assert p.nearest_index(wanted) == 1
+
+
+# --- what is no process ---
+
+BETAS = linear_betas(1000)
+
+
+@pytest.mark.parametrize(
+    ("betas", "told"),
+    [
+        (
+            [0.5, 1e-20, 0.5],
+            r"must fall strictly, but is 0 at t = 1 and 0 at t = 2; beta_2 = 1e-20 is too small",
+        ),
+        ([1e-20, 0.5], r"log-SNR is 46\.0517 at t = 1, .*\(-708 to 33\); beta_1 = 1e-20 is too small or too large"),
+        ([0.5] + [0.999] * 200, r"log-SNR is -712\.\d* at t = 104, .*; beta_104 = 0\.999 is too small or too large"),
+        (
+            np.cumprod(1 - BETAS),
+            r"sigma_1 = 0\.9999 at .*look like cumulative products .*1 - a_n / a_\(n-1\)",
+        ),
+        (np.cumprod(1 - BETAS) ** 0.5, r"alpha_1 = 0\.007071, .*look like cumulative products"),
+        (1 - BETAS, r"alpha_1 = 0\.01, .* these betas look like alphas: give 1 - alpha_n"),
+        ([0.9] + [0.02] * 999, r"sigma_1 = 0\.9487 .*a beta is the variance that a step adds"),
+        (BETAS / 100, r"alpha_N = 0\.951, sigma_N = 0\.3092 at its last; the betas sum to 0\.1005, where 10 is usual"),
+    ],
+)
+def test_betas_that_make_no_process_are_told_what_they_may_be(betas: list[float], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        DiscreteProcess(betas)
+
+
+@pytest.mark.parametrize("build", [linear_betas, cosine_betas, vp_integral_betas])
+def test_what_was_meant_is_accepted(build) -> None:
+    """The advice, followed: betas from cumulative products, and from alphas."""
+    betas = build(200)
+    kept = np.cumprod(1 - betas)
+    for again in (1 - kept / np.concatenate([[1.0], kept[:-1]]), 1 - (1 - betas)):
+        np.testing.assert_allclose(DiscreteProcess(again).log_snr(200), DiscreteProcess(betas).log_snr(200), rtol=1e-10)
+
+
+@pytest.mark.parametrize("steps", range(1, 12))
+def test_toys_may_be_coarse(steps: int) -> None:
+    """One step of vp_integral adds all the noise there is, and four steps of 0.1 leave most of the signal."""
+    for betas in (vp_integral_betas(steps), np.full(steps, 0.1), np.full(steps, 0.999)):
+        assert DiscreteProcess(betas).steps == steps
+
+
+@pytest.mark.parametrize("rates", [(0.0, 20.0), (1.0, 0.5), (0.1, float("inf")), (float("nan"), 1.0)])
+def test_rates_out_of_range_are_refused(rates: tuple[float, float]) -> None:
+    told = rf"`beta_min` = {rates[0]} and `beta_max` = {rates[1]} must satisfy 0 < min <= max, and be finite"
+    with pytest.raises(UserError, match=told):
+        vp_integral_betas(100, *rates)
+
+
+@pytest.mark.parametrize("name", ["linear_100", "cosine_1000"])
+def test_training_times_are_uniform_over_all_steps_and_never_the_data(name: str) -> None:
+    """Four numbers in the middle of each of N cells: every time but 0 comes four times, the last one too."""
+    p = process(name)
+    u = (np.arange(4 * p.steps) + 0.5) / (4 * p.steps)
+    np.testing.assert_array_equal(p.uniform_times(u), np.repeat(p.times[1:], 4))
+    assert p.uniform_times(0.0) == 1.0 and p.uniform_times(np.nextafter(1.0, 0.0)) == p.steps
+
+
+@pytest.mark.parametrize("name", ["linear_100", "cosine_1000"])
+def test_training_times_even_in_log_snr_go_from_the_first_to_the_last(name: str) -> None:
+    """Each is the reference time nearest to its own place on the way down, the ends included."""
+    p = process(name)
+    grid, u = p.log_snr(p.times[1:]), np.linspace(0.0, 1.0, 41)
+    wanted = grid[0] + (grid[-1] - grid[0]) * u
+    nearest = np.abs(grid[None] - wanted[:, None]).argmin(1) + 1
+    found = p.log_snr_times(u)
+    np.testing.assert_array_equal(found, nearest)
+    assert found[0] == 1.0 and found[-1] == p.steps

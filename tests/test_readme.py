@@ -1,23 +1,32 @@
-"""Every command of README and docs, and the README's Python, runs, here on a few images, steps or iterations."""
+"""Every command of README and docs, and the README's Python, runs, here on a few images, steps or iterations.
+
+They run in this process, by the functions that the command line calls, except three: what only a process of its own can
+show is shown by these.
+"""
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 import shlex
-import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
+import torch
+from ml_collections import ConfigDict
 
+import adpm
 from adpm.run.cli import run
-from adpm.run.compare.grid import Grid
-from adpm.run.core import CORE
-from adpm.run.modes import MODES
-from configs import compare_base
-from tests.test_compare_grid import TABLES
+from adpm.run.commands import MODES
+from adpm.run.config import load_config
+from adpm.run.house import House
+from tests.processes import UNPAINTED, finished
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,40 +43,50 @@ LINES = [line for text in PAGES.values() for line in shell(text)]
 COMMANDS = [line.split("  #")[0].strip() for line in LINES if line.startswith("python ")]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
-# What makes a command short, by a word in it; later words win. The commands themselves are the README's.
+# What makes a command short: options by a word in it, of which later ones win, and constants of a benchmark's module.
+# The commands themselves are the README's.
 SHORTER = {
     "--mode=train": ["--config.train.iterations=2", "--config.train.batch_size=8"],
-    "--mode=likelihood": ["--config.likelihood.images=8", "--config.likelihood.rtol=1e-2"],
+    "--config.likelihood.method=bound+flow": ["--config.likelihood.rtol=1e-2"],
+    "--mode=likelihood": ["--config.likelihood.images=8"],
     "--mode=sample": ["--config.sampling.samples=4"],
     "--mode=estimate": ["--config.moments.draws=12", "--config.moments.times=8"],
     "--mode=compare": [
         *["--config.grid.steps=(2,)", "--config.shown=2", "--config.grid.seeds=(0,)", "--config.grid.etas=(1.0,)"],
         *["--config.sampling.samples=6", "--config.likelihood.images=4", "--config.moments.times=8"],
         *["--config.moments.draws=6", "--config.grid.rules=('small', 'sn')"],
-        "--config.grid.trajectories=('even',)",
+        *["--config.grid.trajectories=('even',)", "--config.processes=1"],
     ],
     "benchmarks.digits_bits": ["--images=6"],
-    "benchmarks.digits_sde": ["--samples=4", "--seeds=2", "--budgets=2", "--images=2", "--models=vp"],
-    "benchmarks.compare_kills": ["--kills=1", "--config=configs/compare_toy.py:tiny"],
+    "benchmarks.compare_kills": [
+        *["--kills=1", "--config=configs/compare_toy.py:tiny", "--config.grid.steps=(3,)", "--config.grid.seeds=(0,)"],
+        *["--config.grid.rules=('small',)", "--config.grid.etas=(1.0,)", "--config.grid.trajectories=('even',)"],
+    ],
     "benchmarks.estimators": ["--draws=300", "--dense=4"],
     "benchmarks.langevin": ["--chains=20"],
     "benchmarks.heads_exact": ["--iterations=3", "--draws=100"],
-    "benchmarks.digits_heads": [
-        *["--samples=4", "--seeds=2", "--budgets=2", "--images=2"],
-        *["--draws=6", "--rules=relative"],
-    ],
     "benchmarks.head_step": ["--batch=8", "--steps=1", "--repeats=2"],
     "benchmarks.overhead": ["--batch=8", "--steps=2", "--repeats=2"],
     "benchmarks.planning": ["--quick"],
 }
 
 
+def _few_moments(path: str) -> tuple[ConfigDict, House]:
+    config, house = load_config(path)
+    config.moments.update(draws=12, times=12)
+    return config, house
+
+
+SMALLER: dict[str, dict[str, Any]] = {
+    "benchmarks.digits_bits": {"BUDGETS": (3, 5, 25), "load_config": _few_moments},
+    "benchmarks.langevin": {"STEPS": 5},
+    "benchmarks.compare_kills": {"MAIN": UNPAINTED},
+}
+
 WITH_WORKDIR = (
     "main.py",
     "benchmarks.compare_kills",
     "benchmarks.digits_bits",
-    "benchmarks.digits_sde",
-    "benchmarks.digits_heads",
     "benchmarks.heads_exact",
 )
 FEW_DRAWS = ["--config.moments.draws=12", "--config.moments.times=12"]
@@ -80,51 +99,113 @@ def test_the_readme_has_commands_for_every_mode_and_a_quickstart():
         word for command in COMMANDS for word in command.split() if word.startswith("--mode=")
     }
     targets = [line.split()[1] for line in SHELL if line.startswith("make ")]
-    assert targets == ["demo", "tour", "test"]
+    assert targets == ["demo", "test"]
     makefile = (ROOT / "Makefile").read_text()
     assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command(command, tmp_path):
-    words = shlex.split(command)
+def shortened(command: str, folder: Path) -> list[str]:
+    """The command's words without `python`, made short, its files in a folder of the test."""
+    words = shlex.split(command)[1:]
     extra = [option for word, options in SHORTER.items() if word in words for option in options]
-    if any(name in command for name in ("digits.py:", "digits_sde.py:")):
-        extra += FEW_DRAWS
-    if "--mode=train" in words and not any(name in command for name in (":sn", "_sn", "npr", "relative")):
+    if "--mode=train" not in words:
+        extra += FEW_DRAWS * any(name in command for name in ("digits.py", "digits_sde.py:"))
+    elif not any(name in command for name in (":sn", "_sn", "npr", "relative")):
         extra += NARROW
     if any(w in words for w in WITH_WORKDIR):
-        words = [w for w in words if not w.startswith("--workdir=")] + [f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run([sys.executable, *words[1:], *extra], cwd=ROOT, capture_output=True, text=True, timeout=400)
+        words = [w for w in words if not w.startswith("--workdir=")] + [f"--workdir={folder / 'run'}"]
+    return [re.sub("^--figure=.*/", f"--figure={folder}/", word) for word in words] + extra
+
+
+@pytest.fixture
+def as_in_a_process(monkeypatch) -> Iterator[None]:
+    """What a command changes for its whole process is as before after it: random numbers, environment, fonts."""
+    numbers, legacy, environment = torch.get_rng_state(), np.random.get_state(), dict(os.environ)
+    monkeypatch.chdir(ROOT)
+    with matplotlib.rc_context():
+        yield
+    torch.set_rng_state(numbers)
+    np.random.set_state(legacy)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def call(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """`python WORDS` without a new process."""
+    if words[0] == "main.py":
+        return run(words, MODES)
+    assert words[0] == "-m"
+    module = importlib.import_module(words[1])
+    monkeypatch.setattr(sys, "argv", [module.__file__, *words[2:]])
+    for name, value in SMALLER.get(words[1], {}).items():
+        monkeypatch.setattr(module, name, value)
+    return module.main()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command, tmp_path, monkeypatch, as_in_a_process, unpainted, capsys):
+    assert not call(shortened(command, tmp_path), monkeypatch), capsys.readouterr().err
+    told = capsys.readouterr()
+    assert told.out.strip() and "Traceback" not in told.err
+
+
+def demo() -> str:
+    """The command behind `make demo`."""
+    recipe = re.search(r"^demo:.*\n\t(.*)", (ROOT / "Makefile").read_text(), re.M)
+    assert recipe is not None
+    return recipe[1].replace("$(BIN)/", "")
+
+
+@pytest.mark.parametrize("command", [demo(), "python main.py --config=configs/toy.py --mode=describe"])
+def test_command_in_a_process_of_its_own(command, tmp_path):
+    assert command in COMMANDS
+    done = finished(*shortened(command, tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() and "Traceback" not in done.stderr
 
 
-def test_quickstart(tmp_path, monkeypatch, capsys):
-    """The notebook's lines run as written and give what --mode=sample gives on the same noise."""
+def test_the_notebook_runs_as_written(monkeypatch):
+    """Its lines, with the digits model's network for the reader's own, and few of its images."""
     monkeypatch.chdir(ROOT)
-    code = PYTHON[-1].replace("runs/notebook", str(tmp_path / "notebook"))
-    assert code != PYTHON[-1] and len([line for line in code.splitlines() if line and "import" not in line]) <= 10
-    names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
-    workdir = f"--workdir={tmp_path / 'notebook'}"
-    argv = ["main.py", "--config=configs/digits.py", "--mode=sample", workdir, "--config.sampling.samples=16"]
-    assert run(argv, CORE, MODES) == 0
-    (file,) = (tmp_path / "notebook" / "samples").rglob("samples.npz")
-    assert np.abs(np.load(file)["samples"] - names["x"].numpy()).max() < 1e-4  # type: ignore[attr-defined]
-    assert "25 network calls each" in capsys.readouterr().out
+    model = adpm.load("configs/digits.py")
+    names: dict[str, Any] = {
+        "network": model.denoise.network,
+        "images": model.images["train"][:40],
+        "test_images": model.images["test"][:3],
+    }
+    lines = [line for line in PYTHON[0].splitlines() if line.strip()]
+    assert len(lines) <= 10 and lines[0] == "import adpm"
+    exec(
+        compile(PYTHON[0].replace("draws=300", "draws=12, times=12").replace("n=64", "n=2"), "README.md", "exec"), names
+    )
+    assert names["samples"].shape == (2, 1, 8, 8) and len(names["plan"].times) == 11
+    assert names["bits"].bits.shape == (11, 3) and 0.0 < names["bits"].total.mean < 8.0
 
 
-def test_the_grid_in_the_readme_can_be(tmp_path, monkeypatch):
-    """Its lines make 24 methods: no head on VP, no eta = 0 with large."""
-    monkeypatch.chdir(ROOT)
-    names: dict[str, Any] = {"config": compare_base.get_config(), "formulation": compare_base.formulation}
-    exec(compile(PYTHON[0], "README.md", "exec"), names)
+def test_the_member_of_the_readme_is_one(tmp_path, capsys):
+    """Its lines at the head of a config file: half the data's variance at the start, and an option that is checked."""
+    file = tmp_path / "mine.py"
+    file.write_text(PYTHON[1] + "\n\nfrom configs import toy\n\nget_config = toy.get_config\n")
+    argv = ["main.py", f"--config={file}", "--mode=sample", f"--workdir={tmp_path / 'run'}", "--config.rule.name=share"]
+    few = ["--config.sampling.samples=4", "--config.trajectory.name=even", "--config.trajectory.steps=3"]
+    assert run([*argv, *few], MODES) == 0
+    assert run([*argv, *few, "--config.rule.share=2"], MODES) == 2
+    assert "config.rule.share = 2.0 must be a number of at least 0 and of at most 1." in capsys.readouterr().err
     assert len(PYTHON) == 2
-    names["config"].shown = 10
-    methods, skipped = Grid(names["config"], tmp_path, TABLES).plan
-    assert len(methods) == 24 and len(skipped) == 8
-    assert {item.method.rule for item in skipped} == {"large", "sn"}
+
+
+def test_the_tour_is_its_commands():
+    """docs/tour.sh runs what docs/tour.md shows, in its order, and each begins as a command of the project."""
+    shown = re.findall(r"^\$ (python main\.py(?:[^\n]*\\\n)*[^\n]*)$", (ROOT / "docs" / "tour.md").read_text(), re.M)
+    script = (ROOT / "docs" / "tour.sh").read_text()
+    assert len(shown) == 11 and script.endswith("\n".join(shown) + "\n")
+
+
+@pytest.mark.parametrize("variant", ["digits.py", "digits_sde.py:vp", "digits.py:sn", "compare_digits.py:tour"])
+def test_configs_of_the_tour_exist(variant, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path, _, name = variant.partition(":")
+    assert load_config(f"configs/{path}", name)
 
 
 def test_pictures_and_links_exist():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adpm.denoiser import Counted, Denoiser, Prediction
+from adpm.errors import UserError
 from adpm.gaussian import Covariance
 from adpm.kernel import Kernel, reverse_kernel
 from adpm.sampler import walk
@@ -107,6 +109,14 @@ def test_chain(sampling: Golden, i: int) -> None:
 def test_published_cap_thresholds(sampling: Golden) -> None:
     thresholds = [cap_threshold(float(pixel), LEVEL) for pixel in sampling["clip_pixel"]]
     np.testing.assert_allclose(thresholds, sampling["sigma2_threshold"], rtol=1e-14)
+
+
+@pytest.mark.parametrize("levels", [1e300, 0.0, -1.0, float("nan"), float("inf")])
+def test_a_cap_of_no_number_of_levels_is_refused(levels: float) -> None:
+    with pytest.raises(
+        UserError, match=rf"`cap_levels` = {re.escape(str(levels))} must be a positive number of levels"
+    ):
+        cap_threshold(levels, LEVEL)
 
 
 def test_cap_is_a_mean_absolute_noise(sampling: Golden) -> None:

@@ -20,13 +20,14 @@ from adpm.errors import UserError
 from adpm.nn import NETWORKS
 from adpm.nn.checkpoint import load_weights, read_weights, save_weights, state_hash
 from adpm.nn.fir import FirDown, FirUp
-from adpm.nn.score_sde import VARIANTS, Attention, FourierFeatures, NCSNpp, PyramidDown, timestep_embedding
+from adpm.nn.score_sde import VARIANTS, NCSNpp
+from adpm.nn.score_sde_layers import Attention, FourierFeatures, PyramidDown, timestep_embedding
 from adpm.pickles import safe_load
-from tests.goldens import DATA, filled_state, golden, golden_json, state_sha256, uniform
+from tests.goldens import DATA, assert_waves, check_names, filled_state, golden, golden_json, state_sha256, uniform
 
 SMALL = ("sde_s_plain", "sde_s_head", "sde_s_eps", "sde_s_ve")
 FULL = ("sde_full_cifar10_head", "sde_full_cifar10_ve")
-TABLES = sorted(path.stem for path in (DATA / "networks").glob("table_score_sde_*.json"))
+TABLES = {name: table for name, table in golden_json("networks/tables").items() if name.startswith("score_sde_")}
 FORMATS = DATA / "formats"
 PUBLISHED = {"vp": FORMATS / "score_sde_vp.pth", "ve": FORMATS / "score_sde_ve.pth"}
 TOLERANCE = 1e-5
@@ -115,7 +116,7 @@ def test_time_embedding() -> None:
     """[sin, cos], frequencies 10000^(-i/(half - 1)), fractional times included."""
     stored = golden("networks/units")
     found = timestep_embedding(torch.as_tensor(stored["t"]), 64)
-    np.testing.assert_allclose(found, stored["emb_score_sde"], atol=5e-7)
+    assert_waves(found, stored["emb_score_sde"], stored["t"], 10000.0 ** (-np.arange(32) / 31))
 
 
 def test_fourier_features() -> None:
@@ -163,40 +164,40 @@ def full_size(table: dict[str, Any]) -> NCSNpp:
 
 
 def test_every_full_size_table_is_here() -> None:
-    assert len(TABLES) == 5
+    assert len(TABLES) == 5 and sum("averaged" in table for table in TABLES.values()) == 4
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_names_and_shapes(name: str) -> None:
     """Key for key the state dict of published checkpoints."""
-    table = golden_json(f"networks/{name}")
+    table = TABLES[name]
     network = full_size(table)
-    state = {key: list(value.shape) for key, value in network.state_dict().items()}
-    assert list(state) == list(table["state_dict"])
-    assert state == table["state_dict"]
-    assert len(state) == table["n_keys"]
-    sigmas = network.state_dict()["sigmas"]
-    assert table["buffers"] == {"sigmas": {"shape": list(sigmas.shape), "dtype": str(sigmas.dtype)}}
-    assert sum(p.numel() for p in network.parameters()) == table["n_parameters"]
-    head = [key for key in state if "out2" in key]
-    assert head == table.get("head_keys", [])
-    assert sum(network.get_parameter(key).numel() for key in head) == table.get("n_head_parameters", 0)
+    state = network.state_dict()
+    check_names(state.items(), table)
+    assert table["buffers"] == {"sigmas": {"shape": list(state["sigmas"].shape), "dtype": str(state["sigmas"].dtype)}}
+    assert sum(p.numel() for p in network.parameters()) == table["parameters"]
+    head = {key: value for key, value in state.items() if "out2" in key}
+    assert bool(head) == ("head" in table) == table["network"]["has_head"]
+    if head:
+        check_names(head.items(), table["head"])
+        assert sum(value.numel() for value in head.values()) == table["head"]["parameters"]
 
 
-@pytest.mark.parametrize("name", [name for name in TABLES if "head" not in name])
+@pytest.mark.parametrize("name", [name for name, table in TABLES.items() if "averaged" in table])
 def test_order_of_the_nameless_averages(name: str, tmp_path: Path) -> None:
     """score_sde averages what it trains, in this order; the reader gives every tensor of the list its name."""
-    table = golden_json(f"networks/{name}")
-    order = [key for key, p in full_size(table).named_parameters() if p.requires_grad]
-    assert order == table["ema_shadow_params_order"]
-    assert sum(math.prod(table["state_dict"][key]) for key in order) == table["n_trainable"]
-    raw = {f"module.{key}": torch.tensor([-1.0]) for key in table["state_dict"]}
-    shadow = [torch.tensor([float(k)]) for k in range(len(order))]
+    table = TABLES[name]
+    network = full_size(table)
+    trained = {key: p for key, p in network.named_parameters() if p.requires_grad}
+    check_names(trained.items(), table["averaged"])
+    assert sum(p.numel() for p in trained.values()) == table["averaged"]["parameters"]
+    raw = {f"module.{key}": torch.tensor([-1.0]) for key in network.state_dict()}
+    shadow = [torch.tensor([float(k)]) for k in range(len(trained))]
     path = tmp_path / "checkpoint_26.pth"
     torch.save({"model": raw, "ema": {"shadow_params": shadow}, "step": 1300000}, path)
     state = {key: int(tensor) for key, tensor in read_weights(path).items()}
-    assert [key for key in state if state[key] >= 0] == sorted(order, key=lambda key: state[key]) == order
-    assert [key for key in state if state[key] < 0] == table["not_in_ema_list"]
+    assert [key for key in state if state[key] >= 0] == sorted(trained, key=lambda key: state[key]) == list(trained)
+    assert [key for key in state if state[key] < 0] == table["not_averaged"]
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
@@ -241,7 +242,7 @@ def digits_network(variant: str, **changes: Any) -> NCSNpp:
         "dropout": 0.1,
         **changes,
     }
-    return NETWORKS["score_sde"]((1, 8, 8), **network_options)
+    return NETWORKS["score_sde"].build((1, 8, 8), **network_options)
 
 
 @pytest.mark.parametrize(("variant", "head"), [("vp", "none"), ("vp", "simple"), ("ve", "none")])
@@ -325,13 +326,19 @@ def test_what_cannot_be_built_or_run_is_refused() -> None:
     with pytest.raises(UserError, match=r"is built for images of shape \(1, 8, 8\), got \(3, 8, 8\)"):
         network(torch.zeros(2, 3, 8, 8), torch.zeros(2))
     with pytest.raises(UserError, match=r"sides divisible by 4, but the data are 6x6; use fewer levels"):
-        NETWORKS["score_sde"]((1, 6, 6), model_channels=8, channel_mult=(1, 2, 2), num_res_blocks=1)
+        NETWORKS["score_sde"].build((1, 6, 6), model_channels=8, channel_mult=(1, 2, 2), num_res_blocks=1)
     with pytest.raises(UserError, match=r"needs square images, but the data are 8x16"):
-        NETWORKS["score_sde"]((1, 8, 16), model_channels=8, channel_mult=(1, 2), num_res_blocks=1)
-    with pytest.raises(UserError, match=r"config\.network\.variant = 'vpp' is unknown \(did you mean 'vp'\?\)"):
+        NETWORKS["score_sde"].build((1, 8, 16), model_channels=8, channel_mult=(1, 2), num_res_blocks=1)
+    with pytest.raises(UserError, match=r"`variant` = 'vpp' is unknown \(did you mean 'vp'\?\)"):
         digits_network("vpp")
-    with pytest.raises(UserError, match=r"config\.network\.head = 'simpel' is unknown \(did you mean 'simple'\?\)"):
+    with pytest.raises(UserError, match=r"`head` = 'simpel' is unknown \(did you mean 'simple'\?\)"):
         digits_network("ve", head="simpel")
+    with pytest.raises(UserError, match=r"`attention_resolutions` = \(16, 4\) has 16, but the levels .* are 8, 4\."):
+        digits_network("vp", attention_resolutions=(16, 4))
+    with pytest.raises(UserError, match=r"`channel_mult` = \(1, 0\) must hold a whole number of at least 1 per level"):
+        digits_network("ve", channel_mult=(1, 0))
+    with pytest.raises(UserError, match=r"`model_channels` = 2 must be an even number of at least 4"):
+        digits_network("vp", model_channels=2)
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
@@ -372,7 +379,7 @@ def test_unused_noise_levels_are_the_published_ones_and_optional() -> None:
 
 
 def test_vp_and_ve_files_do_not_fit_each_other() -> None:
-    with pytest.raises(UserError, match=r"do not fit config\.network \(.*of another shape"):
+    with pytest.raises(UserError, match=r"do not fit the network \(.*of another shape"):
         load_weights(format_network("score_sde_ve"), read_weights(PUBLISHED["vp"]), "vp")
 
 
@@ -385,7 +392,7 @@ def test_reading_runs_no_code(tmp_path: Path) -> None:
     torch.save({**stored, "optimizer": {"lr": np.float64(2e-4)}}, path)
     assert read_weights(path).keys() == read_weights(PUBLISHED["vp"]).keys()
     torch.save({**stored, "optimizer": {"lr": Path.touch}}, path)
-    with pytest.raises(UserError, match=r"checkpoint_1\.pth' cannot be read without running code stored in them"):
+    with pytest.raises(UserError, match=r"checkpoint_1\.pth' cannot be read without running code stored in it"):
         read_weights(path)
 
 
@@ -399,18 +406,18 @@ Change = Callable[[dict[str, Any], list[Tensor]], Any]
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda s, ema: ema.pop(), r"hold 155 EMA tensors for 156 trained parameters"),
-        (lambda s, ema: ema.insert(0, s["model"][f"module.{FREQUENCIES}"]), r"hold 157 EMA tensors for 156 trained"),
+        (lambda s, ema: ema.pop(), r"holds 155 EMA tensors for 156 trained parameters"),
+        (lambda s, ema: ema.insert(0, s["model"][f"module.{FREQUENCIES}"]), r"holds 157 EMA tensors for 156 trained"),
         (
             lambda s, ema: ema.append(ema.pop(0)),
-            r"hold an EMA tensor of shape \(32,\) where all_modules\.1\.weight \(32, 16\) is due",
+            r"holds an EMA tensor of shape \(32,\) where all_modules\.1\.weight \(32, 16\) is due",
         ),
-        (lambda s, ema: s["model"].pop("module.all_modules.1.bias"), r"hold 156 EMA tensors for 155 trained"),
-        (lambda s, ema: s["ema"].pop("shadow_params"), "are not in a layout this project reads"),
-        (lambda s, ema: s["ema"].update(shadow_params="none"), "are not in a layout this project reads"),
-        (lambda s, ema: ema.__setitem__(3, 0.5), "are not in a layout this project reads"),
-        (lambda s, ema: s.update(model=[]), "are not in a layout this project reads"),
-        (lambda s, ema: s.update(ema=None), "are not in a layout this project reads"),
+        (lambda s, ema: s["model"].pop("module.all_modules.1.bias"), r"holds 156 EMA tensors for 155 trained"),
+        (lambda s, ema: s["ema"].pop("shadow_params"), "is not in a layout this project reads"),
+        (lambda s, ema: s["ema"].update(shadow_params="none"), "is not in a layout this project reads"),
+        (lambda s, ema: ema.__setitem__(3, 0.5), "is not in a layout this project reads"),
+        (lambda s, ema: s.update(model=[]), "is not in a layout this project reads"),
+        (lambda s, ema: s.update(ema=None), "is not in a layout this project reads"),
     ],
 )
 def test_lists_that_do_not_belong_are_refused(tmp_path: Path, change: Change, told: str) -> None:
@@ -418,5 +425,5 @@ def test_lists_that_do_not_belong_are_refused(tmp_path: Path, change: Change, to
     stored, path = published_content("ve"), tmp_path / "checkpoint_1.pth"
     change(stored, stored["ema"]["shadow_params"])
     torch.save(stored, path)
-    with pytest.raises(UserError, match=r"weights '.*checkpoint_1\.pth' " + told):
+    with pytest.raises(UserError, match=r"weights file '.*checkpoint_1\.pth' " + told):
         read_weights(path)

@@ -126,7 +126,7 @@ def test_simulated_law_with_sample_norms() -> None:
 @pytest.mark.parametrize("corrector_first", [True, False])
 def test_bias_of_predictor_corrector_stays(sde: SDE, corrector_first: bool) -> None:
     """Order 0: with ever more steps the variance tends to the corrector's stationary one, to first order."""
-    solver = PredictorCorrector(ProbabilityFlowHeun(sde), CORRECTORS["ald"](sde), corrector_first)
+    solver = CORRECTORS["ald"].build(ProbabilityFlowHeun(sde), sde, first=corrector_first)
     law, finer = (through(solver, sde, np.linspace(1.0, 0.5, steps + 1)) for steps in (1024, 2048))
     v, delta = marginal(sde, 0.5).variance, 2.0 * (0.16 * float(sde.sigma(0.5))) ** 2
     limit = v / (1.0 - delta / (2.0 * v))
@@ -181,7 +181,7 @@ def test_predictor_first_leaves_the_data_alone(sde: SDE) -> None:
 
 
 def test_corrector_goes_with_discrete_processes_and_any_predictor() -> None:
-    process = DISCRETE["linear"](100)
+    process = DISCRETE["linear"].build(100)
     solver = PredictorCorrector(ReverseGaussian(process, Small()), Langevin(process))
     noise = keyed(KeyedNoise(0, "sample"), torch.arange(3), (1, 2, 2), torch.float64)
     *_, last = sample(
@@ -193,9 +193,9 @@ def test_corrector_goes_with_discrete_processes_and_any_predictor() -> None:
 @pytest.mark.parametrize(
     ("build", "told"),
     [
-        (lambda: Langevin(VE(), snr=0.0), r"corrector\.snr = 0\.0 must be positive"),
-        (lambda: Langevin(VE(), n_steps=0), r"corrector\.n_steps = 0 must lie in 1\.\.4095"),
-        (lambda: Langevin(VE(), n_steps=4096), r"corrector\.n_steps = 4096 must lie in 1\.\.4095"),
+        (lambda: Langevin(VE(), snr=0.0), r"`snr` = 0\.0 must be positive"),
+        (lambda: Langevin(VE(), n_steps=0), r"`n_steps` = 0 must lie in 1\.\.4095"),
+        (lambda: Langevin(VE(), n_steps=4096), r"`n_steps` = 4096 must lie in 1\.\.4095"),
     ],
 )
 def test_bad_requests_are_refused_in_words(build, told: str) -> None:

@@ -312,7 +312,7 @@ def test_budget() -> None:
     sde = WORLDS["vp"]
     x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     denoise = Counted(gaussian_denoiser(sde))
-    with pytest.raises(UserError, match=r"was not solved: max_nfe = 20 evaluations were spent at t = .*loosen rtol"):
+    with pytest.raises(UserError, match=r"not solved: `max_nfe` = 20 evaluations were spent at t = .*loosen `rtol`"):
         flow_likelihood(denoise, sde, x, rademacher(x), max_nfe=20)
     assert denoise.calls == 20
     needed = flow_likelihood(denoise, sde, x, rademacher(x)).nfe
@@ -331,22 +331,22 @@ def test_bad_input() -> None:
         return Prediction(x, x * math.nan, x * math.nan)
 
     for change, message in (
-        ({"t_min": 0.0}, "t_min = 0.0 must lie in"),
-        ({"t_min": 1.0}, "t_min = 1.0 must lie in"),
-        ({"rtol": 0.0}, "rtol = 0.0"),
-        ({"atol": math.nan}, "atol = nan"),
+        ({"t_min": 0.0}, "`t_min` = 0.0 must lie in"),
+        ({"t_min": 1.0}, "`t_min` = 1.0 must lie in"),
+        ({"rtol": 0.0}, "`rtol` = 0.0"),
+        ({"atol": math.nan}, "`atol` = nan"),
         ({"x": x * math.nan}, "not finite"),
         ({"probes": x}, r"shape \[P, \*\(1, 1, 1, 1\)\]"),
-        ({"probes": x[None, :0]}, "probes must have shape"),
-        ({"process": DISCRETE["linear"](100)}, "needs an SDE"),
+        ({"probes": x[None, :0]}, "`probes` must have shape"),
+        ({"process": DISCRETE["linear"].build(100)}, "needs an SDE"),
         ({"denoise": cut}, "cuts gradients"),
         ({"denoise": broken}, "state is not finite"),
     ):
         with pytest.raises(UserError, match=message):
             flow_likelihood(**(good | change))
-    with pytest.raises(UserError, match="probe = 'rademacer' is unknown .did you mean 'rademacher'"):
+    with pytest.raises(UserError, match="`probe` = 'rademacer' is unknown .did you mean 'rademacher'"):
         keyed_probes("rademacer", 1, 0, torch.arange(1), (1,))
-    with pytest.raises(UserError, match="probes = 0 must be at least 1"):
+    with pytest.raises(UserError, match="`probes` = 0 must be at least 1"):
         keyed_probes("gaussian", 0, 0, torch.arange(1), (1,))
 
 

@@ -16,18 +16,17 @@ import torch
 from adpm.errors import UserError
 from adpm.run.assembly import Session
 from adpm.run.cifar10 import ARCHIVE, TRAIN
-from adpm.run.cli import load_config, run
-from adpm.run.core import CORE
+from adpm.run.cli import run
+from adpm.run.commands import MODES
+from adpm.run.config import load_config
 from adpm.run.data import toy
-from adpm.run.modes import MODES
+from adpm.run.families import house
 from sde.process import PROCESSES
 from sde.solver import PRESETS, SOLVERS
-from sde.tables import SDE_TABLES
 from tests.cifar_archive import archive
 from tests.goldens import DATA, golden_json
 
 ROOT = Path(__file__).parent.parent
-TABLES = CORE.merged(SDE_TABLES)
 FEW = ("--config.moments.draws=60", "--config.moments.times=30")
 
 
@@ -37,8 +36,8 @@ def in_repository(monkeypatch):
 
 
 def go(workdir: Path, config: str, mode: str, *overrides: str) -> int:
-    argv = ["main.py", f"--config=configs/{config}", f"--mode={mode}", f"--workdir={workdir}", *overrides]
-    return run(argv, TABLES, MODES)
+    places = [f"--workdir={workdir}", f"--config.cache={workdir / 'cache'}"]
+    return run(["main.py", f"--config=configs/{config}", f"--mode={mode}", *places, *overrides], MODES)
 
 
 def samples_in(workdir: Path) -> np.ndarray:
@@ -131,9 +130,9 @@ def test_bound_and_flow_side_by_side(tmp_path, capsys):
         ("method=bound+flaw", "'flaw' is unknown"),
         ("dequantisation=none", "config.likelihood.dequantisation = 'none' is unknown"),
         ("probe=normal", "config.likelihood.probe = 'normal' is unknown"),
-        ("probes=0", "probes = 0 must be at least 1"),
-        ("t_min=1.5", "t_min = 1.5 must lie in (0, 1)"),
-        ("rtol=0.0", "must be positive"),
+        ("probes=0", "config.likelihood.probes = 0 must be a number of at least 1"),
+        ("t_min=1.5", "config.likelihood.t_min = 1.5 must be a number above 0 and below 1"),
+        ("rtol=0.0", "config.likelihood.rtol = 0.0 must be a number above 0"),
         ("dequantisation=diffusion", "t_min = 1e-05 lies below the first reference time (0.001)"),
     ],
 )
@@ -182,7 +181,7 @@ def test_every_solver_samples_the_data(tmp_path, solver, capsys):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_presets_are_config_variants(tmp_path, name, preset):
-    config = load_config("configs/toy_sde.py", f"{name}+{preset}")
+    config = load_config("configs/toy_sde.py", f"{name}+{preset}")[0]
     assert (config.rule.name, config.sampling.eta) == (PRESETS[preset][name].rule, PRESETS[preset][name].eta)
     assert go(tmp_path, f"toy_sde.py:{name}+{preset}", "sample", "--config.sampling.samples=4") == 0
 
@@ -191,12 +190,12 @@ def test_presets_are_config_variants(tmp_path, name, preset):
 @pytest.mark.parametrize("variant", ["ddim", "ancestral+ve", "vp+ancestral+ve", "vp+ddim+ancestral"])
 def test_a_preset_comes_last_after_its_process(file, variant):
     with pytest.raises(UserError, match=r"is a preset for an SDE and comes last, after its process, such as 'vp\+"):
-        load_config(f"configs/{file}.py", variant)
+        load_config(f"configs/{file}.py", variant)[0]
 
 
 def test_a_preset_has_its_own_rule():
     with pytest.raises(UserError, match=r"'ddim' is a preset and names the rule itself, .* the rule 'sn'; leave one"):
-        load_config("configs/digits_sde.py", "vp_sn+ddim")
+        load_config("configs/digits_sde.py", "vp_sn+ddim")[0]
 
 
 def test_what_a_solver_has_no_use_for_is_said_and_left_out(tmp_path, capsys):
@@ -213,7 +212,9 @@ def test_what_a_solver_has_no_use_for_is_said_and_left_out(tmp_path, capsys):
         assert ("config.sampling.eta" in told) == ("eta" in unused)
         (file,) = work.glob("samples/*/protocol.json")
         protocol = json.loads(file.read_text())
-        assert {"rule", "eta"} - protocol.keys() == unused and protocol["moments"] is None
+        named = {"rule": "rule.name", "eta": "sampling.eta"}
+        assert {part for part, field in named.items() if field not in protocol["own"]} == unused
+        assert protocol["moments"] is None and protocol["own"]["sampling.solver"] == solver
         assert file.parent.name.startswith(f"{solver}-even-K3")
 
 
@@ -227,10 +228,14 @@ def test_a_corrector_adds_its_calls(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["--config.process.t_min=2.0"], "t_min = 2.0 must lie in (0, 1)"),
+        (["--config.process.t_min=2.0"], "config.process.t_min = 2.0 must be a number above 0 and below 1"),
         (["--config.process.sigma_max=3.0"], "sigma_max = 3.0 does not go with config.process.name = 'vp'"),
         (["--config.process.grid=linear"], "'linear' is unknown"),
-        (["--config.process.beta_max=-1.0"], "must satisfy 0 < min <= max"),
+        (["--config.process.beta_max=-1.0"], "config.process.beta_max = -1.0 must be a number above 0"),
+        (
+            ["--config.process.beta_max=0.05"],
+            "config.process.beta_min = 0.1 and config.process.beta_max = 0.05 must satisfy 0 < min <= max",
+        ),
         (["--config.sampling.corrector=langewin"], "did you mean 'langevin'"),
         (["--config.process.name=linear", "--config.sampling.solver=euler_maruyama"], "needs an SDE (vp, subvp, ve)"),
     ],
@@ -244,7 +249,7 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, overrides, told):
 def test_reference_times_of_an_sde_are_free(tmp_path, capsys):
     """A network in continuous time can be sampled on any grid: the workdir's weights serve all of them."""
     small = ("--config.network.model_channels=8", "--config.train.iterations=2", "--config.train.batch_size=4")
-    assert go(tmp_path, "digits_sde.py:ve", "train", *small) == 0
+    assert go(tmp_path, "digits_sde.py:ve", "train", *small, "--config.network.pretrained=") == 0
     few = ("--config.moments.draws=6", "--config.moments.times=8", "--config.sampling.samples=2")
     for grid in ("uniform", "edm"):
         times = (f"--config.process.grid={grid}", "--config.process.t_min=0.001", "--config.process.steps=50")
@@ -267,6 +272,7 @@ def cifar_overrides(folder: Path, variant: str) -> list[str]:
         f"--config.network.pretrained={DATA / 'formats' / f'score_sde_{variant}.pth'}",
         "--config.moments.draws=6",
         "--config.moments.times=6",
+        "--config.moments.implausible=True",  # random weights
         "--config.sampling.samples=2",
         "--config.trajectory.steps=3",
     ]
@@ -285,10 +291,10 @@ def test_the_headline_command(tmp_path, variant, capsys):
 
 def test_the_reader_gives_every_pixel_its_place(tmp_path):
     archive(tmp_path / "data", images=2)
-    config = load_config("configs/cifar10_sde.py", "ve")
+    config = load_config("configs/cifar10_sde.py", "ve")[0]
     config.data.folder = str(tmp_path / "data")
     config.network.model_channels = 8
-    data = Session(config, tmp_path / "run", TABLES).data
+    data = Session.make(config, tmp_path / "run", house(), trains=True).data
     rng = np.random.default_rng(0)
     first = rng.integers(0, 256, (2, 3072), dtype=np.uint8)
     assert np.array_equal(data.split("train")[:2].numpy(), first.reshape(2, 3, 32, 32))
@@ -302,12 +308,14 @@ def test_a_missing_archive_and_missing_weights_say_what_to_do(tmp_path, capsys):
     assert go(tmp_path / "run", "cifar10_sde.py", "sample", folder) == 2
     told = capsys.readouterr().err
     assert ARCHIVE in told and str(tmp_path / "data") in told and "--config.data.download=True" in told
+    assert "config.network.pretrained" in told and told.count("\n") == 1, "both are missing, and one message says it"
+    assert not list(tmp_path.iterdir()), "nothing is left of a run that could not begin"
     archive(tmp_path / "data")
     assert go(tmp_path / "run", "cifar10_sde.py", "sample", folder, "--config.network.model_channels=8") == 2
     told = capsys.readouterr().err
     assert str(tmp_path / "run" / "weights.safetensors") in told and "--mode=train" in told
     (tmp_path / "data" / ARCHIVE).write_bytes(b"not an archive")
-    assert go(tmp_path / "run", "cifar10_sde.py", "sample", folder) == 2
+    assert go(tmp_path / "run", "cifar10_sde.py", "train", folder) == 2
     assert "is not the published CIFAR-10 archive" in capsys.readouterr().err
 
 
@@ -322,6 +330,6 @@ def test_an_archive_that_runs_code_is_refused(tmp_path, capsys):
         member = tarfile.TarInfo(f"cifar-10-batches-py/{TRAIN[0]}")
         member.size = len(stored)
         file.addfile(member, io.BytesIO(stored))
-    assert go(tmp_path / "run", "cifar10_sde.py", "sample", f"--config.data.folder={tmp_path / 'data'}") == 2
+    assert go(tmp_path / "run", "cifar10_sde.py", "train", f"--config.data.folder={tmp_path / 'data'}") == 2
     captured = capsys.readouterr()
     assert "code ran" not in captured.out and "builtins.print is not part of an array" in captured.err

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adpm.planning import kl_costs, planner
+from adpm.costs import kl_costs
+from adpm.planning import planner
 from sde.process import PROCESSES
 
 
 def least_costs(name: str, points: int, budgets: tuple[int, ...]) -> np.ndarray:
     """Least KL costs, nats per dimension, for Gaussian data with 16 variances from 1 to 0.01."""
-    process = PROCESSES[name](steps=points, t_min=1e-3)
+    process = PROCESSES[name].build(steps=points, t_min=1e-3)
     alpha, sigma = process.alpha(process.times[1:])[:, None], process.sigma(process.times[1:])[:, None]
     v = np.geomspace(1.0, 0.01, 16)
     variance = (v * sigma**2 / (alpha**2 * v + sigma**2)).mean(1)

@@ -108,7 +108,7 @@ def test_published_time_labels() -> None:
         label = {
             0: index_label(int(shift), 1000.0 / steps if rescale == 1 else 1.0),
             1: index_label(0, 999.0 / steps),
-            2: LABELS["time_999"](WORLDS["vp"]),
+            2: LABELS["time_999"].build(WORLDS["vp"]),
         }[int(kind)]
         assert label(np.asarray(n)) == pytest.approx(value, rel=1e-12)
 
@@ -176,7 +176,7 @@ def test_prior_is_the_end_of_the_process(name: str, sde: SDE) -> None:
 @pytest.mark.parametrize("steps", [2, 3, 100])
 def test_grids(name: str, grid: str, steps: int) -> None:
     for t_min in (1e-5, 1e-3):
-        times = PROCESSES[name](steps=steps, t_min=t_min, grid=grid).times
+        times = PROCESSES[name].build(steps=steps, t_min=t_min, grid=grid).times
         assert len(times) == steps + 1 and times[0] == 0.0 and (np.diff(times) > 0).all()
         assert times[-1] == 1.0 and times[1] == pytest.approx(t_min, rel=1e-12)
 
@@ -190,7 +190,7 @@ def test_what_each_grid_is_even_in(name: str) -> None:
     }
     assert measures.keys() == GRIDS.keys()
     for grid, measure in measures.items():
-        sde = PROCESSES[name](steps=50, grid=grid)
+        sde = PROCESSES[name].build(steps=50, grid=grid)
         even = np.diff(measure(sde, sde.times[1:]))
         np.testing.assert_allclose(even, even.mean(), rtol=1e-8)
 
@@ -242,6 +242,11 @@ def test_integrated_betas_are_vp_exactly() -> None:
     assert max(kernel_difference(1000, n, n - 1e-3, vp_integral_betas).values()) < 1e-12
 
 
+@pytest.mark.parametrize("beta_max", [1.4, 1400.0])
+def test_wide_ranges_are_accepted(beta_max: float) -> None:
+    assert float(VP(beta_max=beta_max).log_snr(1.0)) == pytest.approx(-np.log(np.expm1(0.05 + beta_max / 2)), rel=1e-12)
+
+
 # --- bad input ---
 
 
@@ -261,14 +266,33 @@ def test_steps_outside_are_refused(sde: SDE, t: float, s: float) -> None:
 @pytest.mark.parametrize(
     ("build", "told"),
     [
-        (lambda: VP(steps=0), r"process\.steps = 0 must be at least 1"),
-        (lambda: VE(t_min=0.0), r"process\.t_min = 0\.0 must lie in \(0, 1\)"),
-        (lambda: SubVP(t_min=1.0), r"process\.t_min = 1\.0 must lie"),
-        (lambda: VP(grid="uniforn"), r"process\.grid = 'uniforn' is unknown \(did you mean 'uniform'\?\)"),
-        (lambda: VP(beta_min=0.0), r"beta_min = 0\.0 and beta_max = 20\.0 must satisfy"),
-        (lambda: SubVP(beta_max=0.01), r"beta_max = 0\.01 must satisfy 0 < min <= max"),
-        (lambda: VE(sigma_min=50.0), r"sigma_min = 50\.0 and sigma_max = 50\.0 must satisfy 0 < min < max"),
-        (lambda: reverse_kernel(VP(), 0.5, 0.1, 1.1), r"eta = 1\.1 must lie in \[0, 1\]"),
+        (lambda: VP(steps=0), r"`steps` = 0 must be at least 1"),
+        (lambda: VE(t_min=0.0), r"`t_min` = 0\.0 must lie in \(0, 1\)"),
+        (lambda: SubVP(t_min=1.0), r"`t_min` = 1\.0 must lie"),
+        (lambda: VP(grid="uniforn"), r"`grid` = 'uniforn' is unknown \(did you mean 'uniform'\?\)"),
+        (lambda: VP(beta_min=0.0), r"`beta_min` = 0\.0 and `beta_max` = 20\.0 must satisfy"),
+        (lambda: SubVP(beta_max=0.01), r"`beta_max` = 0\.01 must satisfy 0 < min <= max"),
+        (lambda: VE(sigma_min=50.0), r"`sigma_min` = 50\.0 and `sigma_max` = 50\.0 must satisfy 0 < min < max"),
+        (lambda: VE(sigma_max=np.inf), r"`sigma_max` = inf must satisfy 0 < min < max, and be finite"),
+        (lambda: VP(beta_max=np.inf), r"`beta_max` = inf must satisfy 0 < min <= max, and be finite"),
+        (
+            lambda: VP(beta_max=1500.0),
+            r"log-SNR is -708\.\d+ at t = 0\.97.*`beta_max` = 1500 is too small",
+        ),
+        (lambda: VP(beta_max=1e6), r"log-SNR is -inf at t = 0\.038.*one of .*`beta_max` = 1e\+06 is too small or too"),
+        (lambda: SubVP(t_min=1e-16), r"log-SNR is 78\.2879 at t = 1e-16.*one of `t_min` = 1e-16, "),
+        (lambda: VE(sigma_min=1e-20), r"log-SNR is 92\.1024 at t = 1e-05.*`sigma_min` = 1e-20, "),
+        (
+            lambda: VP(t_min=1 - 2**-53),
+            r"reference times must rise, .*one of `t_min` = 0\.9999999999999999, ",
+        ),
+        (lambda: VP(t_min=0.9), r"alpha_1 = 0\.017, sigma_1 = 0\.9999 at its first time .*; lower `t_min` = 0\.9"),
+        (
+            lambda: VP(beta_max=0.2, steps=5),
+            r"alpha_N = 0\.9277, sigma_N = 0\.3732 at .*; raise `beta_max` = 0\.2",
+        ),
+        (lambda: VE(sigma_max=0.5), r"alpha_N = 1, sigma_N = 0\.5 at its last; raise `sigma_max` = 0\.5"),
+        (lambda: reverse_kernel(VP(), 0.5, 0.1, 1.1), r"`eta` = 1\.1 must lie in \[0, 1\]"),
         (lambda: reverse_kernel(VE(), 0.5, 0.5), r"an earlier s < t, got t = 0\.5 and s = 0\.5"),
     ],
 )

@@ -25,7 +25,7 @@ from adpm.process import DiscreteProcess, Process, linear_betas
 from adpm.sampler import walk
 from adpm.solver import ReverseGaussian, Solver, Step
 from adpm.variance import RULES, Large, Rule, Small
-from sde.corrector import CORRECTORS, PredictorCorrector
+from sde.corrector import CORRECTORS, Langevin, noise_level
 from sde.process import PROCESSES, SDE, VP
 from sde.score import CONVENTIONS, LABELS, Convention, score_denoiser, score_of
 from sde.solver import PRESETS, EulerMaruyama, ProbabilityFlowEuler
@@ -254,7 +254,9 @@ def test_correctors(name: str, published: str, member: str) -> None:
     stored, table = golden("score_sde"), TABLES[name](1000)
     x, t, noise = torch.as_tensor(stored["x"]), stored["t"], torch.as_tensor(stored["noise_corr"])
     ends = np.array([table.ends(time) for time in t]).T
-    corrector = CORRECTORS[member](Mixed(table.process, WORLDS[name]), float(stored["snr"]), int(stored["n_steps"]))
+    process, snr = Mixed(table.process, WORLDS[name]), float(stored["snr"])
+    predictor = ReverseGaussian(process, Small())  # which has no part in it
+    corrector = CORRECTORS[member].build(predictor, process, snr=snr, n_steps=int(stored["n_steps"])).corrector
     state, mean, _ = corrector.correct(exact(WORLDS[name]), x, t, (ends[0], ends[1]), lambda draw=0: noise[draw - 1])
     assert rel(mean, stored[f"{name}__{published}__mean"]) < RTOL
     assert rel(state, stored[f"{name}__{published}__x"]) < RTOL
@@ -327,9 +329,8 @@ def by(predictor: Callable[[Table], Solver], corrector: str = "") -> Advance:
     def advance(at: Moment, x: Tensor) -> tuple[Tensor, Tensor]:
         solver = predictor(at.table)
         if corrector:
-            solver = PredictorCorrector(
-                solver, CORRECTORS[corrector](at.table.process, float(golden("score_sde")["snr"]))
-            )
+            snr = float(golden("score_sde")["snr"])
+            solver = CORRECTORS[corrector].build(solver, at.table.process, snr=snr)
         step = solver.step(at.denoise, x, *at.table.ends(at.time), at.noise)
         return step.x, step.mean
 
@@ -345,7 +346,7 @@ def by_euler(at: Moment, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def by_ald(at: Moment, x: Tensor) -> tuple[Tensor, Tensor]:
     """The annealed corrector takes its sigma at t, not at k; it has no factor on VE."""
-    corrector = CORRECTORS["ald"](at.sde, float(golden("score_sde")["snr"]))
+    corrector = Langevin(at.sde, float(golden("score_sde")["snr"]), unit=noise_level)
     x, _, _ = corrector.correct(ScoreAt(at.sde, at.time, at.sde), x, at.time, (at.time, at.time / 2), at.noise)
     at.denoise(x, at.table.ends(at.time)[0])  # only counts
     return by(lambda table: ReverseGaussian(table.process, table.ancestral))(at, x)
@@ -408,7 +409,7 @@ def test_what_the_published_code_refuses_works(name: str) -> None:
     assert len(golden("score_sde")["failures"]) == 9
     sde, x = WORLDS[name], torch.full((2, 1, 2, 2), 0.2, dtype=torch.float64)
     solvers: list[Solver] = [ProbabilityFlowEuler(sde)]
-    solvers += [PredictorCorrector(EulerMaruyama(sde), build(sde)) for build in CORRECTORS.values()]
+    solvers += [kind.build(EulerMaruyama(sde), sde) for kind in CORRECTORS.values()]
     solvers += [preset_kernel(name, preset) for preset in PRESETS]
     for solver in solvers:
         assert torch.isfinite(solver.step(exact(sde), x, 0.5, 0.4, lambda draw=0: torch.ones_like(x)).x).all()

@@ -16,7 +16,7 @@ from adpm.process import PROCESSES as DISCRETE
 from adpm.sampler import keyed, sample, walk
 from adpm.solver import Solver
 from adpm.variance import Large
-from sde.corrector import CORRECTORS, PredictorCorrector
+from sde.corrector import CORRECTORS
 from sde.process import SDE, VE, VP
 from sde.score import Convention, score_denoiser
 from sde.solver import SOLVERS, EulerMaruyama, ProbabilityFlowAdaptive, ProbabilityFlowHeun
@@ -33,7 +33,7 @@ def sde(name: str) -> SDE:
     return WORLDS[name]
 
 
-FIXED = {name: cls for name, cls in SOLVERS.items() if cls is not ProbabilityFlowAdaptive}
+FIXED = [name for name, kind in SOLVERS.items() if kind.build is not ProbabilityFlowAdaptive]
 NFE = {"euler_maruyama": 4, "probability_flow_euler": 4, "probability_flow_heun": 7}
 
 
@@ -47,9 +47,9 @@ def test_samples_do_not_depend_on_their_batch(member: str, corrector: str | None
     @torch.inference_mode()
     def samples(numbers: Tensor) -> Tensor:
         denoise = Counted(centred(sde, (1, 2, 2)))
-        solver: Solver = FIXED[member](sde)
+        solver: Solver = SOLVERS[member].build(sde)
         if corrector:
-            solver = PredictorCorrector(solver, CORRECTORS[corrector](sde))
+            solver = CORRECTORS[corrector].build(solver, sde)
         noise = keyed(KeyedNoise(0, "sample"), numbers, (1, 2, 2), torch.float64)
         *_, last = sample(denoise, solver, sde, times, noise)
         assert denoise.calls == NFE[member] + (4 if corrector else 0)
@@ -63,9 +63,9 @@ def test_samples_do_not_depend_on_their_batch(member: str, corrector: str | None
 def test_last_step_removes_the_noise(sde: SDE, member: str) -> None:
     """x0_hat without asking for noise; or the Euler step."""
     denoise, x = gaussian_denoiser(sde), torch.full((1, 1, 1, 1), 0.4, dtype=torch.float64)
-    step = SOLVERS[member](sde).step(denoise, x, 1e-3, 0.0, silent)
+    step = SOLVERS[member].build(sde).step(denoise, x, 1e-3, 0.0, silent)
     assert torch.equal(step.x, denoise(x, 1e-3).x0) and step.covariance.values == 0.0
-    plain = SOLVERS[member](sde, noise_removal=False)
+    plain = SOLVERS[member].build(sde, noise_removal=False)
     expected = x - 1e-3 * plain.drift(denoise(x, 1e-3), x, 1e-3)
     assert torch.equal(plain.step(denoise, x, 1e-3, 0.0, silent).x, expected)
 
@@ -114,11 +114,11 @@ def test_spent_evaluations_are_told(sde: SDE) -> None:
     """The budget is that of the whole path: what an earlier step used is in `carry`."""
     x = points(sde)
     with pytest.raises(
-        UserError, match=r"from t = 1 to 0\.001 was not solved: max_nfe = 20 evaluations were spent at t = 0"
+        UserError, match=r"from t = 1 to 0\.001 was not solved: `max_nfe` = 20 evaluations were spent at t = 0"
     ):
         ProbabilityFlowAdaptive(sde, max_nfe=20).step(bimodal(sde), x, 1.0, 1e-3, silent)
     with pytest.raises(
-        UserError, match=r"from t = 0\.5 to 0\.4 .* max_nfe = 1000 .* loosen rtol = 1e-05 and atol = 1e-05"
+        UserError, match=r"from t = 0\.5 to 0\.4 .* `max_nfe` = 1000 .* loosen `rtol` = 1e-05 and `atol` = 1e-05"
     ):
         ProbabilityFlowAdaptive(sde).step(bimodal(sde), x, 0.5, 0.4, silent, carry=995)
 
@@ -141,27 +141,30 @@ def test_a_flow_that_breaks_down_is_told(sde: SDE) -> None:
 )
 def test_bad_steps_are_refused(sde: SDE, member: str, t: float, s: float, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        SOLVERS[member](sde).step(gaussian_denoiser(sde), torch.zeros(1, 1, 1, 1), t, s, silent)
+        SOLVERS[member].build(sde).step(gaussian_denoiser(sde), torch.zeros(1, 1, 1, 1), t, s, silent)
 
 
 @pytest.mark.parametrize(
     ("build", "told"),
     [
-        (lambda: EulerMaruyama(VP(), eta=1.2), r"eta = 1\.2 must lie in \[0, 1\]: 1 is the reverse SDE"),
-        (lambda: EulerMaruyama(VP(), eta=float("nan")), r"eta = nan must lie"),
-        (lambda: ProbabilityFlowHeun(DISCRETE["linear"](100)), r"ProbabilityFlowHeun needs an SDE \(vp, subvp, ve\)"),
+        (lambda: EulerMaruyama(VP(), eta=1.2), r"`eta` = 1\.2 must lie in \[0, 1\]: 1 is the reverse SDE"),
+        (lambda: EulerMaruyama(VP(), eta=float("nan")), r"`eta` = nan must lie"),
+        (
+            lambda: ProbabilityFlowHeun(DISCRETE["linear"].build(100)),
+            r"ProbabilityFlowHeun needs an SDE \(vp, subvp, ve\)",
+        ),
         (
             lambda: ProbabilityFlowAdaptive(VE(), rtol=0.0),
-            r"solver\.rtol = 0\.0 and solver\.atol = 1e-05 must be positive",
+            r"`rtol` = 0\.0 and `atol` = 1e-05 must be positive",
         ),
         (
             lambda: Large()(reverse_kernel(VE(), 0.5, 0.1, 0.5), None),
-            r"'large' goes with .*eta = 1 only, got eta = 0\.5",
+            r"'large' goes with `eta` = 1 only, got `eta` = 0\.5",
         ),
-        (lambda: score_denoiser(torch.cos, VP(), Convention("eps", "time")), r"denoiser\.label = 'time' is unknown"),
+        (lambda: score_denoiser(torch.cos, VP(), Convention("eps", "time")), r"`label` = 'time' is unknown"),
         (
             lambda: score_denoiser(torch.cos, VP(), Convention("noise", "sigma")),
-            r"denoiser\.predicts = 'noise' is unknown",
+            r"`predicts` = 'noise' is unknown",
         ),
     ],
 )

@@ -7,15 +7,14 @@ import pytest
 
 from adpm.errors import UserError
 from adpm.process import PROCESSES, DiscreteProcess
-from adpm.run.times import TIMES, LossAware
-from adpm.run.training import stratified
+from adpm.run.times import TIMES, LossAware, stratified
 from sde.process import PROCESSES as SDES
 from tests.goldens import golden
 
 
 def warmed(steps: int, scale: np.ndarray, seed: int) -> LossAware:
     """A sampler that has seen ten losses scale_t chi2_8 / 8 of every time."""
-    sampler = LossAware(PROCESSES["linear"](steps))
+    sampler = LossAware(PROCESSES["linear"].build(steps))
     rng = np.random.default_rng(seed)
     t = np.tile(np.arange(1.0, steps + 1), 10)
     sampler.update(t, np.tile(scale, 10) * rng.chisquare(8, len(t)) / 8)
@@ -82,7 +81,7 @@ def test_only_the_last_ten_losses_count() -> None:
 
 
 def test_state_restores_everything() -> None:
-    first, second = warmed(30, np.linspace(1, 3, 30), seed=5), LossAware(PROCESSES["linear"](30))
+    first, second = warmed(30, np.linspace(1, 3, 30), seed=5), LossAware(PROCESSES["linear"].build(30))
     second.restore(first.state())
     u = stratified(0, 3, 64)
     first.update(np.array([4.0]), np.array([9.0]))
@@ -93,13 +92,31 @@ def test_state_restores_everything() -> None:
 
 def test_an_sde_has_no_second_visit() -> None:
     with pytest.raises(UserError, match=r"config\.train\.times = 'loss_aware'.*discrete process"):
-        LossAware(SDES["vp"](steps=10))
+        LossAware(SDES["vp"].build(steps=10))
 
 
 @pytest.mark.parametrize("name", sorted(TIMES))
 def test_every_sampler_gives_reference_times_and_weights(name: str) -> None:
-    process = PROCESSES["cosine"](100)
-    sampler = TIMES[name](process)
+    process = PROCESSES["cosine"].build(100)
+    sampler = TIMES[name].build(process)
     t, weights = sampler.draw(stratified(0, 0, 32))
     assert np.isin(t, process.times[1:]).all() and np.all(weights == 1.0) and t.dtype == weights.dtype == np.float64
     assert sampler.learns == bool(sampler.state()), "what learns from losses has a state to resume"
+
+
+def test_times_are_uniform_and_stratified() -> None:
+    process = PROCESSES["linear"].build(1000)
+    steps = np.stack([TIMES["uniform"].build(process).draw(stratified(0, i, 50))[0] for i in range(2000)]).astype(int)
+    assert steps.min() == 1 and steps.max() == 1000
+    assert np.all(np.diff(np.sort(steps, axis=1), axis=1) <= 40), "one per stratum of 20"
+    counts = np.bincount(steps.ravel(), minlength=1001)[1:]
+    assert abs(counts - 100).max() < 6 * 10, "100 expected, Poisson-like spread 10"
+
+
+def test_times_can_be_uniform_in_log_snr() -> None:
+    """As many times in each half of the log-SNR range, to the width of a reference step."""
+    process = PROCESSES["linear"].build(1000)
+    log_snr = process.log_snr(TIMES["log_snr"].build(process).draw(stratified(0, 0, 5000))[0])
+    ends = process.log_snr(process.times[[1, -1]])
+    edges = np.linspace(ends[1], ends[0], 5)
+    assert np.allclose(np.histogram(log_snr, edges)[0] / 5000, 0.25, atol=0.02)

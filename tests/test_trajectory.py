@@ -9,11 +9,13 @@ import mpmath
 import numpy as np
 import pytest
 
+from adpm.costs import kl_costs
 from adpm.errors import UserError
-from adpm.planning import kl_costs, planner
+from adpm.planning import Planner, planner
 from adpm.process import DiscreteProcess, Process, cosine_betas, linear_betas
-from adpm.shortest_path import all_budgets, path_cost, table_edges
-from adpm.trajectory import FIXED, TRAJECTORIES, Request, published_costs, split_budget, trajectory
+from adpm.published_split import published_costs, split_budget
+from adpm.shortest_path import IntArray, all_budgets, path_cost, table_edges
+from adpm.trajectory import FIXED, TRAJECTORIES, Request, trajectory
 from tests.goldens import RTOL, Golden, golden, process, rel
 
 PUBLISHED_NAMES = {"linear": "even", "quad_ddim": "quadratic", "linear_ddim": "stride"}
@@ -39,6 +41,11 @@ def example(last: int) -> Request:
     return Request(p, 1, ms_eps=lambda: ms_eps, planner=lambda: solution)
 
 
+def log_snr_path(p: Process, steps: int, ends: tuple[float, float] | None) -> IntArray:
+    options = dict(zip(("log_snr_min", "log_snr_max"), ends, strict=True)) if ends else {}
+    return trajectory("log_snr", Request(p, steps), **options)
+
+
 def asked(last: int, steps: int) -> Request:
     request = example(last)
     return Request(request.process, steps, ms_eps=request.ms_eps, planner=request.planner)
@@ -58,15 +65,13 @@ def test_a_path_or_a_refusal_in_words(name: str, last: int) -> None:
             try:
                 path = trajectory(name, request)
             except UserError as error:
-                assert re.search(
-                    rf"trajectory\.(name|steps) .*\b{steps}\b.*; ?(re-estimate|use|for a single)", str(error)
-                )
+                assert re.search(rf"(trajectory|steps).*\b{steps}\b.*; ?(re-estimate|use|for a single)", str(error))
                 continue
             paths += 1
             assert path.dtype == np.int64 and path.shape == (steps + 1,)
             assert path[0] == 0 and path[-1] <= last and (np.diff(path) > 0).all()
         else:
-            with pytest.raises(UserError, match=rf"config.trajectory.steps = {steps} must lie in 1\.\.{last}"):
+            with pytest.raises(UserError, match=rf"`steps` = {steps} must lie in 1\.\.{last}"):
                 trajectory(name, request)
     assert paths >= min(last, 4) // 2 + (last == 1)
 
@@ -96,7 +101,7 @@ def test_alternatives_named_by_a_refusal_work() -> None:
     for name, last, steps in (("quadratic", 1000, 30), ("stride", 1000, 7), ("stride", 1000, 400)):
         with pytest.raises(UserError) as refusal:
             trajectory(name, asked(last, steps))
-        near = re.search(r"use config\.trajectory\.steps = (\d+)(?: or (\d+))?, or 'even'", str(refusal.value))
+        near = re.search(r"use `steps` = (\d+)(?: or (\d+))?, or 'even'", str(refusal.value))
         assert near is not None
         for alternative in filter(None, near.groups()):
             assert len(trajectory(name, asked(last, int(alternative)))) == int(alternative) + 1
@@ -104,18 +109,18 @@ def test_alternatives_named_by_a_refusal_work() -> None:
 
 @pytest.mark.parametrize("steps", [30, 50, 1000])
 def test_quadratic_says_that_it_repeats(steps: int) -> None:
-    with pytest.raises(UserError, match=rf"'quadratic' with .*steps = {steps} at N = 1000 visits index 1 twice.*= 29"):
+    with pytest.raises(UserError, match=rf"'quadratic' with `steps` = {steps} at N = 1000 visits index 1 twice.*= 29"):
         trajectory("quadratic", asked(1000, steps))
     assert len(trajectory("quadratic", asked(1000, 29))) == 30
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UserError, match="config.trajectory.name = 'quadratc' is unknown .did you mean 'quadratic'"):
+    with pytest.raises(UserError, match="`trajectory.name` = 'quadratc' is unknown .did you mean 'quadratic'"):
         trajectory("quadratc", asked(30, 5))
 
 
 @pytest.mark.parametrize(
-    ("name", "need"), [("least_cost", "needs measured costs"), ("published_split", "needs ms_eps")]
+    ("name", "need"), [("least_cost", "needs measured costs"), ("published_split", "needs `ms_eps`")]
 )
 def test_missing_needs(name: str, need: str) -> None:
     with pytest.raises(UserError, match=need):
@@ -133,7 +138,7 @@ def test_published_fixed_steps(stored: Golden) -> None:
         last, steps = int(last[1:]), int(steps[1:])
         member = PUBLISHED_NAMES.get(typ, typ)
         expected = stored[name]
-        np.testing.assert_array_equal(FIXED[member](last, steps), expected)
+        np.testing.assert_array_equal(FIXED[member][0](last, steps), expected)
         if (np.diff(expected) > 0).all():
             p = DiscreteProcess(np.full(last, 0.01))
             np.testing.assert_array_equal(trajectory(member, Request(p, steps)), [0, *expected])
@@ -144,9 +149,9 @@ def test_published_failures_are_refused_in_words(stored: Golden) -> None:
     fixed = [(typ, int(last[2:]), int(steps[2:])) for typ, last, steps in failures if typ in PUBLISHED_NAMES]
     assert len(fixed) == 4 and len(failures) == 5
     for typ, last, steps in fixed:
-        with pytest.raises(UserError, match="use config.trajectory.steps = "):
+        with pytest.raises(UserError, match="use `steps` = "):
             trajectory(PUBLISHED_NAMES[typ], Request(DiscreteProcess(np.full(last, 0.01)), steps))
-    with pytest.raises(UserError, match="steps = 2 leaves 1 of them to plan.*use config.trajectory.steps >= 3"):
+    with pytest.raises(UserError, match="`steps` = 2 leaves 1 of them to plan.*use `steps` >= 3"):
         trajectory("published_split", Request(process("linear_1000"), 2, ms_eps=lambda: stored["ms_eps__C"]))
 
 
@@ -161,7 +166,7 @@ def test_log_snr_snaps_to_the_nearest_time(betas, ends) -> None:
     grid = p.log_snr(p.times[1:])
     low, high = ends or (grid[-1], grid[0])
     for steps in range(1, 30):
-        path = trajectory("log_snr", Request(p, steps, log_snr_range=ends))
+        path = log_snr_path(p, steps, ends)
         wanted = [low] if steps == 1 else [high + (low - high) * j / (steps - 1) for j in range(steps)]
         nearest = [1 + np.abs(grid - w).argmin() for w in wanted]
         if (np.diff(nearest) > 0).all():
@@ -177,26 +182,43 @@ def test_log_snr_has_a_path_for_every_budget_between_its_ends(betas) -> None:
         low, high = ends or (p.log_snr(150), p.log_snr(1))
         first, final = p.nearest_index([high, low])
         for steps in range(2, final - first + 2):
-            path = trajectory("log_snr", Request(p, steps, log_snr_range=ends))
+            path = log_snr_path(p, steps, ends)
             assert (path[0], path[1], path[-1]) == (0, first, final) and (np.diff(path) > 0).all()
         if ends:
             with pytest.raises(UserError, match=rf"holds {final - first + 1} reference times.*wider range"):
-                trajectory("log_snr", Request(p, final - first + 2, log_snr_range=ends))
+                log_snr_path(p, final - first + 2, ends)
 
 
 @pytest.mark.parametrize("ends", [(4.0, -6.0), (-600.0, 0.0), (0.0, 600.0)])
 def test_log_snr_ends_outside_the_process(ends) -> None:
     with pytest.raises(
-        UserError, match=r"trajectory.log_snr_min, log_snr_max = \(-?\d+, -?\d+\) must be low <= high within \("
+        UserError, match=r"`log_snr_min`, `log_snr_max` = \(-?\d+, -?\d+\) must be low <= high within \("
     ):
-        trajectory("log_snr", Request(DiscreteProcess(cosine_betas(400)), 5, log_snr_range=ends))
+        log_snr_path(DiscreteProcess(cosine_betas(400)), 5, ends)
 
 
 def test_log_snr_ends_may_be_copied_from_a_message() -> None:
     p = DiscreteProcess(cosine_betas(400))
     ends = (float(f"{p.log_snr(400):.6g}"), float(f"{p.log_snr(1):.6g}"))
-    path = trajectory("log_snr", Request(p, 5, log_snr_range=ends))
+    path = log_snr_path(p, 5, ends)
     np.testing.assert_array_equal(path, trajectory("log_snr", Request(p, 5)))
+
+
+@pytest.mark.parametrize("betas", [linear_betas, cosine_betas])
+def test_an_unset_end_of_log_snr_is_that_of_the_process(betas) -> None:
+    """And a zero is a zero."""
+    p = DiscreteProcess(betas(400))
+    bottom, top = float(p.log_snr(400)), float(p.log_snr(1))
+    for given, ends in (
+        ({}, (bottom, top)),
+        ({"log_snr_max": 3.0}, (bottom, 3.0)),
+        ({"log_snr_min": -3.0}, (-3.0, top)),
+        ({"log_snr_max": 0.0}, (bottom, 0.0)),
+        ({"log_snr_min": 0.0, "log_snr_max": None}, (0.0, top)),
+    ):
+        np.testing.assert_array_equal(trajectory("log_snr", Request(p, 7), **given), log_snr_path(p, 7, ends))
+        path = trajectory("log_snr", Request(p, 7), **given)
+        np.testing.assert_array_equal(path[[-1, 1]], p.nearest_index(ends))
 
 
 # Least cost
@@ -208,13 +230,34 @@ def test_least_cost_is_the_planners_path() -> None:
     np.testing.assert_array_equal(trajectory("least_cost", request), request.planner().plan(12).path)
 
 
+def test_least_cost_says_what_it_is_planned_on() -> None:
+    """Options of the costs go to whoever plans; none that are not given."""
+    request, seen = asked(30, 4), []
+
+    def plan_on(**costs: object) -> Planner:
+        seen.append(costs)
+        assert request.planner is not None
+        return request.planner()
+
+    given = Request(request.process, 4, planner=plan_on)
+    trajectory("least_cost", given)
+    trajectory("least_cost", given, cost="measured", method="dense", data_term=False, projection=None, budget="at_most")
+    assert seen == [{}, {"cost": "measured", "method": "dense", "data_term": False}]
+
+
+@pytest.mark.parametrize("name", sorted(TRAJECTORIES.keys() - {"least_cost"}))  # whose costs have options, too
+def test_options_of_others_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"'{name}' has no option `log_snr_mx`; its options: "):
+        trajectory(name, asked(30, 4), log_snr_mx=1.0)
+
+
 def test_least_cost_with_at_most() -> None:
     """With a data term that rises from t = 1 on, fewer steps than allowed are best."""
     p = DiscreteProcess(linear_betas(50))
     gamma = np.exp(p.log_snr(p.times[1:]))
     variance = np.concatenate([[0.0], 1 / (1 + gamma)])
     solution = planner(kl_costs(p, variance, data_term=np.linspace(0, 9, 51)), 50)
-    path = trajectory("least_cost", Request(p, 50, planner=lambda: solution, budget="at_most"))
+    path = trajectory("least_cost", Request(p, 50, planner=lambda: solution), budget="at_most")
     assert 2 <= len(path) <= 50
     assert len(trajectory("least_cost", Request(p, 50, planner=lambda: solution))) == 51
 
@@ -315,7 +358,7 @@ def test_published_arithmetic_gives_the_stored_costs(stored: Golden) -> None:
     [
         (10, 5, r"ms_eps > 1 from t = 10 of 30 on .*use 'least_cost'"),
         (15, 5, r"ms_eps > 1 from t = 15 of 30 on"),
-        (29, 2, r"steps = 2 leaves 1 of them to plan"),
+        (29, 2, r"`steps` = 2 leaves 1 of them to plan"),
     ],
 )
 def test_split_refusals(first_bad: int, steps: int, message: str) -> None:

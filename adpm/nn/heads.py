@@ -18,6 +18,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from adpm.families import Field
+
+UNET_FIELDS = {
+    "model_channels": Field(32, "width M of the finest level", low=1),
+    "channel_mult": Field((1, 2), "width of each level in units of M"),
+    "num_res_blocks": Field(1, "residual blocks per level", low=1),
+    "dropout": Field(0.1, "before the last convolution of each block", low=0, below=1, of=("training", "head")),
+    "head": Field(
+        "none", "none | simple | complex: a second output on the last hidden layer, trained by itself", of=("head",)
+    ),
+}
+"""What the project's U-Nets have in common. A head is no part of what its trunk is."""
+
 
 class Headed(nn.Module, ABC):
     """A network that may have a head.

@@ -11,7 +11,7 @@ stride-2 convolutions padded on both sides, attention with head-major q/k/v rows
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from adpm.errors import UserError, lookup
 from adpm.nn.heads import Headed
+from adpm.nn.sizes import require_heads, require_levels, require_sizes
 
 GROUPS = 32
 
@@ -159,6 +160,9 @@ class UNet(Headed):
         head: "none", "simple" or "complex": a second output of `in_channels` channels on the last hidden layer.
 
     Shapes: x [B, C, H, W], t [B] -> [B, out, H, W], with a head [B, 2C, H, W].
+
+    Raises:
+        UserError: for numbers that no network has, heads that do not divide their width, and attention at no level.
     """
 
     HEAD: ClassVar[tuple[str, ...]] = ("out2",)
@@ -178,43 +182,34 @@ class UNet(Headed):
         head: str = "none",
     ) -> None:
         super().__init__()
+        require_sizes(model_channels, channel_mult, num_res_blocks, dropout)
         self.in_channels, self.model_channels = in_channels, model_channels
         self.size_multiple = 2 ** (len(channel_mult) - 1)
         c_emb = 4 * model_channels
         self.time_embed = nn.Sequential(nn.Linear(model_channels, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
         widths = [mult * model_channels for mult in channel_mult]
+        factors = [2**level for level in range(len(widths))]
+        require_levels("attention_downsample", attention_downsample, factors)
+        attends = [factor in attention_downsample for factor in factors]
+        require_heads(num_heads, [width for width, attend in zip(widths, attends, strict=True) if attend] + widths[-1:])
 
         def block(c_in: int, c_out: int) -> ResidualBlock:
             return ResidualBlock(c_in, c_out, c_emb, scale_shift, dropout)
 
-        def stage(c_in: int, c_out: int, level: int) -> Stage:
-            attend = 2**level in attention_downsample
-            return Stage([block(c_in, c_out), *([Attention(c_out, num_heads)] if attend else [])])
+        def stage(c_in: int, level: int) -> Stage:
+            c_out = widths[level]
+            return Stage([block(c_in, c_out), *([Attention(c_out, num_heads)] if attends[level] else [])])
 
-        width = model_channels
-        skips = [width]
-        self.input_blocks = nn.ModuleList([Stage([Stem(in_channels, width, 3, padding=1)])])
-        for level, target in enumerate(widths):
-            for _ in range(num_res_blocks):
-                self.input_blocks.append(stage(width, target, level))
-                width = target
-                skips.append(width)
-            if level < len(widths) - 1:
-                self.input_blocks.append(Stage([Downsample(width)]))
-                skips.append(width)
+        self.input_blocks = nn.ModuleList([Stage([Stem(in_channels, model_channels, 3, padding=1)])])
+        skips = [model_channels, *_down(self.input_blocks, stage, widths, model_channels, num_res_blocks)]
+        width = widths[-1]
         self.middle_block = Stage([block(width, width), Attention(width, num_heads), block(width, width)])
         self.output_blocks = nn.ModuleList()
-        for level, target in reversed(list(enumerate(widths))):
-            for i in range(num_res_blocks + 1):
-                entry = stage(width + skips.pop(), target, level)
-                width = target
-                if level and i == num_res_blocks:
-                    entry.append(Upsample(width))
-                self.output_blocks.append(entry)
-        self.out = nn.Sequential(*_readout(width, out_channels))
-        build_head = lookup(HEADS, head, "config.network.head")
+        _up(self.output_blocks, stage, widths, skips, num_res_blocks)
+        self.out = nn.Sequential(*_readout(widths[0], out_channels))
+        build_head = lookup(HEADS, head, "`head`")
         if build_head is not None:
-            self.out2 = build_head(width, in_channels, block)
+            self.out2 = build_head(widths[0], in_channels, block)
 
     def features(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         if x.shape[1] != self.in_channels or x.shape[2] % self.size_multiple or x.shape[3] % self.size_multiple:
@@ -237,6 +232,36 @@ class UNet(Headed):
 
     def head_output(self, h: Tensor, emb: Tensor, modules: Mapping[str, nn.Module] | nn.ModuleDict) -> Tensor:
         return modules["out2"](h, emb)
+
+
+def _down(
+    entries: nn.ModuleList, stage: Callable[[int, int], Stage], widths: list[int], width: int, blocks: int
+) -> list[int]:
+    """Append the way down, `stage(c_in, level)` by stage; returns the widths of the skips that it leaves."""
+    skips = []
+    for level, target in enumerate(widths):
+        for _ in range(blocks):
+            entries.append(stage(width, level))
+            width = target
+            skips.append(width)
+        if level < len(widths) - 1:
+            entries.append(Stage([Downsample(width)]))
+            skips.append(width)
+    return skips
+
+
+def _up(
+    entries: nn.ModuleList, stage: Callable[[int, int], Stage], widths: list[int], skips: list[int], blocks: int
+) -> None:
+    """Append the way up, which takes the skips from the last to the first."""
+    width = widths[-1]
+    for level, target in reversed(list(enumerate(widths))):
+        for i in range(blocks + 1):
+            entry = stage(width + skips.pop(), level)
+            width = target
+            if level and i == blocks:
+                entry.append(Upsample(width))
+            entries.append(entry)
 
 
 def _simple(width: int, channels: int, block: object) -> nn.Module:
@@ -283,7 +308,7 @@ def build(
     )
     if shape[1] % network.size_multiple or shape[2] % network.size_multiple:
         raise UserError(
-            f"config.network.channel_mult has levels for sides divisible by {network.size_multiple}, "
+            f"`channel_mult` has levels for sides divisible by {network.size_multiple}, "
             f"but the data are {shape[1]}x{shape[2]}; use fewer levels."
         )
     return network

@@ -6,11 +6,7 @@ i.e. already divided by sigma. Extended-Analytic-DPM adds a second head to the f
 (`"complex"`, and both on "ve", where the head is not divided by sigma) are ours and have no published layout.
 
 All layers lie in one list, `all_modules`, numbered in the order in which they are called; which there are depends on
-the image size, so a network works for one size only.
-
-Conventions that differ from its relatives: sines before cosines with frequencies 10000^(-i/(half - 1)), GroupNorm eps
-1e-6 with min(channels/4, 32) groups, up- and down-sampling inside residual blocks, sums divided by sqrt(2), attention
-weights stored (in, out), one attention per level on the way up.
+the image size, so a network works for one size only. On the way up there is one attention per level.
 """
 
 from __future__ import annotations
@@ -26,116 +22,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adpm.errors import UserError, lookup
-from adpm.nn.fir import FirBlur, FirDown, FirUp
+from adpm.nn.fir import FirDown, FirUp
 from adpm.nn.heads import Headed
-
-NOTHING = 1e-10  # initial scale of the layers that end a residual branch or the network
-
-
-def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """[sin(t f_i), cos(t f_i)], f_i = 10000^(-i / (half - 1)), half = dim / 2; t is [B], float32, any real values."""
-    half = dim // 2
-    frequencies = torch.exp(-math.log(10000.0) / (half - 1) * torch.arange(half, dtype=torch.float32, device=t.device))
-    angles = t.float()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-class FourierFeatures(nn.Module):
-    """[sin(2 pi W ln sigma), cos(2 pi W ln sigma)] with fixed frequencies W ~ N(0, 16^2): [B] -> [B, 2 dim]."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.W = nn.Parameter(16.0 * torch.randn(dim), requires_grad=False)
-
-    def forward(self, sigma: Tensor) -> Tensor:
-        angles = sigma.float().log()[:, None] * self.W * (2 * math.pi)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """min(channels/4, 32) groups, or the most that divide both where that does not divide the channels."""
-    return nn.GroupNorm(math.gcd(channels, min(channels // 4, 32)), channels, eps=1e-6)
-
-
-def _scaled(layer: nn.Conv2d | nn.Linear, scale: float) -> nn.Module:
-    """Weights uniform with variance scale / mean(fan-in, fan-out), biases zero."""
-    nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale))
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-def conv(c_in: int, c_out: int, scale: float = 1.0) -> nn.Module:
-    return _scaled(nn.Conv2d(c_in, c_out, 3, padding=1), scale)
-
-
-def linear(c_in: int, c_out: int) -> nn.Module:
-    return _scaled(nn.Linear(c_in, c_out), 1.0)
-
-
-class PyramidDown(nn.Module):
-    """One step of the input pyramid: low-pass filter (H -> H + 1), then a strided convolution (-> H/2)."""
-
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__()
-        self.blur = FirBlur()
-        self.Conv2d_0 = _scaled(nn.Conv2d(c_in, c_out, 3, stride=2), 1.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.Conv2d_0(self.blur(x))
-
-
-class ResidualBlock(nn.Module):
-    """(skip(x) + conv(dropout(silu(norm(conv(silu(norm(x))) + dense(silu(emb))))))) / sqrt(2).
-
-    With `resample`, x and silu(norm(x)) are both resampled, and the skip is a convolution even at equal width.
-    """
-
-    def __init__(
-        self, c_in: int, c_out: int, c_emb: int, dropout: float, resample: Callable[[], nn.Module] | None = None
-    ) -> None:
-        super().__init__()
-        self.GroupNorm_0 = group_norm(c_in)
-        self.Conv_0 = conv(c_in, c_out)
-        self.Dense_0 = linear(c_emb, c_out)
-        self.GroupNorm_1 = group_norm(c_out)
-        self.Dropout_0 = nn.Dropout(dropout)
-        self.Conv_1 = conv(c_out, c_out, NOTHING)
-        self.resample = resample() if resample else nn.Identity()
-        self.Conv_2 = _scaled(nn.Conv2d(c_in, c_out, 1), 1.0) if resample or c_in != c_out else nn.Identity()
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.Conv_0(self.resample(F.silu(self.GroupNorm_0(x))))
-        h = h + self.Dense_0(F.silu(emb))[:, :, None, None]
-        h = self.Conv_1(self.Dropout_0(F.silu(self.GroupNorm_1(h))))
-        return (self.Conv_2(self.resample(x)) + h) / math.sqrt(2.0)
-
-
-class PixelLinear(nn.Module):
-    """x W + b over the last dimension, W stored (in, out): the `NIN` of the published state dicts."""
-
-    def __init__(self, channels: int, scale: float) -> None:
-        super().__init__()
-        self.W = nn.Parameter(nn.init.xavier_uniform_(torch.empty(channels, channels), gain=math.sqrt(scale)))
-        self.b = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.W.mT, self.b)
-
-
-class Attention(nn.Module):
-    """(x + self-attention over pixels) / sqrt(2), one head, logits scaled by 1/sqrt(channels)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.GroupNorm_0 = group_norm(channels)
-        self.NIN_0, self.NIN_1, self.NIN_2 = (PixelLinear(channels, 0.1) for _ in range(3))
-        self.NIN_3 = PixelLinear(channels, NOTHING)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pixels = self.GroupNorm_0(x).flatten(2).mT[:, None]  # [B, one head, H W, C]
-        attended = F.scaled_dot_product_attention(self.NIN_0(pixels), self.NIN_1(pixels), self.NIN_2(pixels))
-        return (x + self.NIN_3(attended)[:, 0].mT.reshape(x.shape)) / math.sqrt(2.0)
+from adpm.nn.score_sde_layers import (
+    NOTHING,
+    Attention,
+    FourierFeatures,
+    PyramidDown,
+    ResidualBlock,
+    conv,
+    group_norm,
+    linear,
+    timestep_embedding,
+)
+from adpm.nn.sizes import require_levels, require_sizes
 
 
 @dataclass(frozen=True)
@@ -188,7 +88,8 @@ class NCSNpp(Headed):
     Shapes: x [B, C, H, H], t [B] -> [B, C, H, H], with a head [B, 2C, H, H].
 
     Raises:
-        UserError: for unknown names, and if the side is not divisible by 2^(levels - 1).
+        UserError: for unknown names, for numbers that no network has, if the side is not divisible by 2^(levels - 1),
+            and for attention at no level.
     """
 
     HEAD: ClassVar[tuple[str, ...]] = ("before_out2", "gn_out2", "conv_out2")
@@ -207,53 +108,58 @@ class NCSNpp(Headed):
         head: str = "none",
     ) -> None:
         super().__init__()
-        self.variant = facts = lookup(VARIANTS, variant, "config.network.variant")
-        has_readout, has_block = lookup(HEADS, head, "config.network.head")
+        self.variant = lookup(VARIANTS, variant, "`variant`")
+        has_readout, has_block = lookup(HEADS, head, "`head`")
+        require_sizes(model_channels, channel_mult, num_res_blocks, dropout, least=4)
         if image_size % 2 ** (len(channel_mult) - 1):
             raise UserError(
-                f"config.network.channel_mult has levels for sides divisible by {2 ** (len(channel_mult) - 1)}, "
+                f"`channel_mult` has levels for sides divisible by {2 ** (len(channel_mult) - 1)}, "
                 f"but the data are {image_size}x{image_size}; use fewer levels."
             )
         self.in_channels, self.image_size, self.model_channels = in_channels, image_size, model_channels
         self.num_res_blocks = num_res_blocks
-        self.attends = [image_size // 2**level in attention_resolutions for level in range(len(channel_mult))]
+        sides = [image_size // 2**level for level in range(len(channel_mult))]
+        require_levels("attention_resolutions", attention_resolutions, sides)
+        self.attends = [side in attention_resolutions for side in sides]
         # unused; published state dicts have it
         self.register_buffer("sigmas", torch.linspace(math.log(50.0), math.log(0.01), 1000, dtype=torch.float64).exp())
-        c_emb = 4 * model_channels
+        self._block = partial(ResidualBlock, c_emb=4 * model_channels, dropout=dropout)
+        widths = [mult * model_channels for mult in channel_mult]
+        self.all_modules = nn.ModuleList(self._layers(widths))
+        width = widths[0]
+        if has_block:
+            self.before_out2 = self._block(width, width)
+        if has_readout:
+            self.gn_out2 = group_norm(width)
+            self.conv_out2 = conv(width, in_channels, NOTHING)
 
-        def block(c_in: int, c_out: int, resample: Callable[[], nn.Module] | None = None) -> ResidualBlock:
-            return ResidualBlock(c_in, c_out, c_emb, dropout, resample)
-
-        width = model_channels
+    def _layers(self, widths: list[int]) -> list[nn.Module]:
+        """All layers but the head's, in the order in which they are called."""
+        facts, width, block = self.variant, self.model_channels, self._block
+        c_emb = 4 * width
         layers: list[nn.Module] = [FourierFeatures(width)] if facts.fourier else []
         layers += [linear(2 * width if facts.fourier else width, c_emb), linear(c_emb, c_emb)]
-        layers += [conv(in_channels, width)]
-        skips, pyramid = [width], in_channels
-        for level, mult in enumerate(channel_mult):
-            for _ in range(num_res_blocks):
-                layers += [block(width, mult * model_channels)]
-                width = mult * model_channels
+        layers += [conv(self.in_channels, width)]
+        skips, pyramid = [width], self.in_channels
+        for level, target in enumerate(widths):
+            for _ in range(self.num_res_blocks):
+                layers += [block(width, target)]
+                width = target
                 layers += [Attention(width)] if self.attends[level] else []
                 skips.append(width)
-            if level < len(channel_mult) - 1:
-                layers += [block(width, width, facts.down)]
+            if level < len(widths) - 1:
+                layers += [block(width, width, resample=facts.down)]
                 layers += [PyramidDown(pyramid, width)] if facts.pyramid else []
                 pyramid = width
                 skips.append(width)
         layers += [block(width, width), Attention(width), block(width, width)]
-        for level, mult in reversed(list(enumerate(channel_mult))):
-            for _ in range(num_res_blocks + 1):
-                layers += [block(width + skips.pop(), mult * model_channels)]
-                width = mult * model_channels
+        for level, target in reversed(list(enumerate(widths))):
+            for _ in range(self.num_res_blocks + 1):
+                layers += [block(width + skips.pop(), target)]
+                width = target
             layers += [Attention(width)] if self.attends[level] else []
-            layers += [block(width, width, facts.up)] if level else []
-        layers += [group_norm(width), conv(width, in_channels, NOTHING)]
-        self.all_modules = nn.ModuleList(layers)
-        if has_block:
-            self.before_out2 = block(width, width)
-        if has_readout:
-            self.gn_out2 = group_norm(width)
-            self.conv_out2 = conv(width, in_channels, NOTHING)
+            layers += [block(width, width, resample=facts.up)] if level else []
+        return [*layers, group_norm(width), conv(width, self.in_channels, NOTHING)]
 
     def features(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         shape = (self.in_channels, self.image_size, self.image_size)
@@ -314,7 +220,7 @@ def build(
     """
     channels, height, width = shape
     if height != width:
-        raise UserError(f"config.network.name = 'score_sde' needs square images, but the data are {height}x{width}.")
+        raise UserError(f"the network 'score_sde' needs square images, but the data are {height}x{width}.")
     return NCSNpp(
         in_channels=channels,
         image_size=height,

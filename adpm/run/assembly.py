@@ -1,101 +1,196 @@
-"""Config -> objects, once. Below this file nobody reads the config, and no name is compared with a string.
+"""Config -> objects, once. What a config makes is immutable once checked, and no name is compared with a string.
 
-`Session` checks every field when it is made, so that mistakes surface before any work, and builds what a mode asks for
-when it asks.
+`Session` checks every field when it is made, so that mistakes surface before any work, and builds what is asked for
+when it is asked.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from torch import Tensor, nn
 
 from adpm import variance
 from adpm.denoiser import Denoiser
-from adpm.errors import UserError, lookup
+from adpm.draws import Source
+from adpm.errors import UserError
+from adpm.families import Kind, built
 from adpm.likelihood import Decoder, DecoderNeeds, Levels, first_posterior_variance
-from adpm.moments import Source
+from adpm.model import Model
+from adpm.nn.checkpoint import state_hash
 from adpm.nn.heads import Headed
-from adpm.objective import ObjectiveNeeds
+from adpm.objective import Objective, ObjectiveNeeds
 from adpm.process import Array, Process
-from adpm.run.checks import check_fields, check_second_output
+from adpm.run import heads, store, weights
+from adpm.run.checks import check_files, check_method, check_second_output
 from adpm.run.data import DataSet
-from adpm.run.device import resolve_device, runnable
-from adpm.run.files import MODEL, check_writable, claim_workdir, digest, identity
-from adpm.run.tables import Model, Tables, build
-from adpm.run.training import TrainOptions
-from adpm.solver import Solver, SolverKind
+from adpm.run.house import House
+from adpm.run.models import DenoiserNeeds, Loaded
+from adpm.run.naming import naming
+from adpm.run.work import resolve_device, runnable, seeded
+from adpm.solver import Solver
 
-# Sections that choose what is done with a model; the model itself does not depend on them.
-METHOD = {"seed", "moments", "rule", "trajectory", "sampling", "likelihood"}
-# What a network trained on an SDE does not depend on.
-REFERENCE_TIMES = {"process.steps", "process.t_min", "process.grid"}
+VarianceOf = Callable[[str], Callable[[Array], Array]]
+"""Estimator -> Var_t as a function of time; measured when asked."""
 
 
+@dataclass(frozen=True)
 class Session:
-    """One command's config, workdir and objects."""
+    """One command's config, workdir and objects.
 
-    def __init__(self, config: ConfigDict, workdir: Path, tables: Tables) -> None:
-        self.config, self.workdir, self.tables = config, workdir, tables
-        self.device = resolve_device(config.device)
-        self.has_second_output = False  # whether there is a network with a second output, of whatever kind
-        self.has_head = False  # whether that is a head: modules of its own on the last hidden layer
-        # whether rule, path or decoder asked for moments; set to False where the work on a figure begins, so that
-        # its protocol names them only if it depends on them
-        self.used_moments = False
-        check_fields(config, tables)
-        _ = self.process, self.data
-        if tables.denoisers[config.denoiser.name].trainable:
-            self._check_network()
-        self._check_method()
-        check_writable(workdir)
+    Attributes:
+        config: the fields.
+        workdir: where the run keeps its files.
+        house: the families to choose from.
+        trains: whether weights are about to be made, so that none are needed.
+    """
 
-    def again(self, fields: Mapping[str, Any]) -> Session:
-        """A session of the same model, loaded once, with other fields of `METHOD`.
+    config: FrozenConfigDict
+    workdir: Path
+    house: House
+    trains: bool = False
+
+    @classmethod
+    def make(cls, config: ConfigDict, workdir: Path, house: House, trains: bool = False) -> Session:
+        """The session of a config.
+
+        Raises:
+            UserError: for anything that is wrong with it and can be known before work.
+        """
+        whole = copy.deepcopy(config)
+        house.table.complete(whole)
+        session = cls(FrozenConfigDict(whole), workdir, house, trains)
+        session._check()
+        return session
+
+    def again(self, fields: Mapping[str, Any], seed: int | None = None) -> Session:
+        """A session of the same model, loaded once, with other fields; what these make nobody read is unset.
 
         Args:
-            fields: "section.field" -> value.
+            fields: "section.field" -> value, of what is done with a model.
+            seed: instead of the config's own.
 
         Raises:
             UserError: as a new session would.
         """
-        if other := [name for name in fields if name.split(".")[0] not in METHOD]:
-            raise ValueError(f"{other} belong to the model; make a new session")
-        session = copy.copy(self)
-        session.config = copy.deepcopy(self.config)
-        session.config.update_from_flattened_dict(dict(fields))
-        if session.config.rule.name != self.config.rule.name:
-            session.__dict__.pop("model", None)  # it has a head if the rule reads one
-        session.used_moments = False
-        check_fields(session.config, self.tables)
+        table = self.house.table
+        config = ConfigDict(self.config.to_dict())
+        table.update(config, {**fields, **({} if seed is None else {"seed": seed})})
+        table.check(config)
+        before, after = ({p: table.part(c, p) for p in ("model", "head")} for c in (self.config, config))
+        if before["model"] != after["model"]:
+            raise ValueError(f"{sorted(fields)} belong to the model; make a new session")
+        session = Session(FrozenConfigDict(config), self.workdir, self.house, self.trains)
+        kept = ("process", "data", "outputs", "trunk", "_sources")
+        head = ("model",) if self.config.rule.name == config.rule.name else ()
+        session.__dict__.update({name: self.__dict__[name] for name in (*kept, *head) if name in self.__dict__})
         session._check_method()
         return session
 
-    def _check_method(self) -> None:
-        """Refuse a rule or solver that cannot work with this model, before anything is written."""
-        config = self.config
-        if config.rule.cap_levels and not self.data.levels:
-            raise UserError(f"config.rule.cap_levels = {config.rule.cap_levels} needs data with levels; set it to 0.")
-        _ = self.train_options
-        needs = dataclasses.replace(self.rule_needs(lambda: lambda t: t), average_bound=lambda: 1.0)
-        rule = self.tables.rules[config.rule.name](needs)  # refuses, for example, large with eta < 1
-        self.state_dependent = rule.state_dependent
-        if config.rule.average and not rule.state_dependent:
-            raise UserError(
-                f"config.rule.average = True does nothing with config.rule.name = '{config.rule.name}', which is the "
-                "same for all pixels; set it to False."
-            )
-        self._solver(lambda: rule)
+    # Checks
 
-    def _check_network(self) -> None:
-        """Build the network and call it without memory or arithmetic, so that what cannot work is refused now."""
+    def _check(self) -> None:
+        self.house.table.check(self.config)
+        check_files(self.config)
+        resolve_device(self.config.device)
+        _ = self.process
+        self._check_there()
+        _ = self.data
+        if self.trainable:
+            check_second_output(self.config, self.house.families, *self.outputs)
+        self._check_method()
+        store.check_writable(self.workdir)
+
+    def _check_there(self) -> None:
+        """Name everything that is missing, data and weights, in one message."""
+        told = [self.kind("data.name").facts.missing(**self.house.table.options(self.config, "data.name"))]
+        if self.trainable and not self.trains:
+            told.append(weights.missing(self.place))
+        if any(told):
+            raise UserError("; and ".join(text.rstrip(".") for text in told if text) + ".")
+
+    def _check_method(self) -> None:
+        found = heads.second_output(self.place, self.outputs[1]) if self.outputs[0] else None
+        check_method(self.config, self.house.families, self.data.levels, found)
+        with naming(self.house.table):
+            _ = self.solver(lambda estimator: lambda t: t, self.process.times[:2], lambda: 1.0)
+
+    # Choices
+
+    def kind(self, choice: str) -> Kind:
+        """The member that a field chooses."""
+        found = self.house.table.field(choice)
+        (name,) = (r.value for r in self.house.table.walk(self.config, [choice]) if r.name == choice)
+        return self.house.families[found.choices][name]
+
+    def build(self, choice: str, *first: Any, protocol: Mapping[str, Any] | None = None) -> Any:
+        """The member that a field chooses, built with its own options.
+
+        Raises:
+            UserError: naming the fields.
+        """
+        table, section = self.house.table, choice.partition(".")[0]
+        found, options = table.field(choice), table.options(self.config, choice)
+        name = dict((r.name, r.value) for r in table.walk(self.config, [choice]))[choice]
+        with naming(table, section):
+            try:
+                return built(
+                    self.house.families[found.choices], name, f"`{choice}`", *first, protocol=protocol, **options
+                )
+            except UserError:
+                raise
+            except (ValueError, TypeError, ArithmeticError, IndexError, RuntimeError, MemoryError) as error:
+                told = ", ".join(f"{key} = {value!r}" for key, value in options.items())
+                raise UserError(
+                    f"config.{section} cannot be built from {told}: {type(error).__name__}: {error}."
+                ) from error
+
+    # The model
+
+    @property
+    def device(self) -> torch.device:
+        return resolve_device(self.config.device)
+
+    @property
+    def place(self) -> weights.Place:
+        """What finding and checking weights needs of this session."""
+        return weights.Place(self.config.to_dict(), self.house.table, self.workdir, self.process)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether there is a network to train and to load."""
+        return self.kind("denoiser.name").facts.trainable
+
+    @cached_property
+    def process(self) -> Process:
+        return self.build("process.name")
+
+    @cached_property
+    def data(self) -> DataSet:
+        data = self.build("data.name")
+        if len(data.shape) != 3:
+            raise UserError(f"data set '{data.name}' has images of shape {data.shape}; (C, H, W) is wanted.")
+        return data
+
+    @property
+    def levels(self) -> Levels:
+        return Levels(self.data.levels, self.data.low, self.data.high)
+
+    @cached_property
+    def outputs(self) -> tuple[bool, bool]:
+        """Whether the network has a second output, and whether that is a head: modules of its own on the last layer.
+
+        The network is built and called without memory or arithmetic, so that what cannot work is refused now.
+        """
+        if not self.trainable:
+            return False, False
         with torch.device("meta"):
             network = self.network()
             try:
@@ -106,165 +201,157 @@ class Session:
                 raise UserError(
                     f"config.network cannot be built: its layers do not fit each other ({error})."
                 ) from error
-        self.has_second_output, self.has_head = out.shape[1] > self.data.shape[0], network.has_head
-        check_second_output(self.config, self.tables, self.has_second_output, self.has_head)
         section = self.config.network
-        if section.head_pretrained and not self.has_head:
+        if section.head_pretrained and not network.has_head:
             raise UserError(
                 f"config.network.head_pretrained = '{section.head_pretrained}' goes with a head, but "
-                f"config.network.head = '{section.head}'; unset one of them."
+                f"config.network.head = '{section.get('head')}'; unset one of them."
             )
-
-    @cached_property
-    def process(self) -> Process:
-        return build(self.tables.processes, self.config, "process")
-
-    @cached_property
-    def data(self) -> DataSet:
-        data = build(self.tables.data_sets, self.config, "data")
-        if len(data.shape) != 3:
-            raise UserError(f"data set '{data.name}' has images of shape {data.shape}; (C, H, W) is wanted.")
-        return data
-
-    @property
-    def levels(self) -> Levels:
-        return Levels(self.data.levels, self.data.low, self.data.high)
-
-    @cached_property
-    def train_options(self) -> TrainOptions:
-        return TrainOptions(**self.config.train.to_dict())
-
-    @cached_property
-    def trunk(self) -> Model:
-        """The denoiser that the config names, its head not looked at; from then on the workdir belongs to it."""
-        model = self.tables.denoisers[self.config.denoiser.name].build(self)
-        self.claim(MODEL)
-        return model
-
-    @cached_property
-    def model(self) -> Model:
-        """The denoiser that the config names, with its trained head if the variance rule reads it."""
-        if not self.state_dependent:
-            return self.trunk
-        return self.tables.denoisers[self.config.denoiser.name].complete(self, self.trunk)
-
-    @property
-    def sampler_model(self) -> Model:
-        """The denoiser that the solver needs: `model` if it has a variance rule, else the trunk."""
-        return self.model if self.solver_kind.uses_rule else self.trunk
-
-    def claim(self, parts: Sequence[str]) -> None:
-        """Bind the workdir to these parts of the config; the reference times of an SDE stay free."""
-        free = REFERENCE_TIMES if self.process.continuous else set()
-        fields = identity(self.config.to_dict(), parts)
-        claim_workdir(self.workdir, {name: value for name, value in fields.items() if name not in free})
-
-    def claim_head(self, parts: Sequence[str]) -> None:
-        """Bind the workdir's one head to these parts of the config and to its kind, apart from the trunk's own."""
-        fields = {**identity(self.config.to_dict(), parts), "network.head": self.config.network.head}
-        claim_workdir(self.workdir, {f"head: {name}": value for name, value in fields.items()})
+        return out.shape[1] > self.data.shape[0], network.has_head
 
     def network(self) -> Headed:
         """A freshly initialised network, a function of config.seed."""
-        torch.manual_seed(self.config.seed)
-        return build(self.tables.networks, self.config, "network", self.data.shape)
+        with seeded(self.config.seed):
+            return self.build("network.name", self.data.shape)
 
     def denoiser(self, network: nn.Module, *, clip: bool) -> Denoiser:
         """`network` as a denoiser on this session's device, in its precision."""
         section = self.config.denoiser
-        label = self.tables.labels[section.label](self.process, section.time_shift, section.time_scale)
         return Denoiser(
             runnable(network, self.config.precision, self.config.compile, self.device),
             self.process,
             predicts=section.predicts,
-            time_label=label,
+            time_label=self.build("denoiser.label", self.process),
             clip=(self.data.low, self.data.high) if clip else None,
             eps_after_clip=section.eps_after_clip,
         )
 
     @cached_property
-    def model_identity(self) -> dict[str, Any]:
-        """What moments and samples depend on besides their own settings; a head's identity is Model.head."""
-        config = self.config
-        return {
-            "model": dict(self.trunk.identity),
-            "process": digest([float(v) for v in self.process.log_snr(self.process.times[1:])]),
-            "data": identity(config.to_dict(), ("data",)),
-            "precision": config.precision,
-        }
+    def trunk(self) -> Loaded:
+        """The denoiser that the config names, its head not looked at; from then on the workdir belongs to it."""
+        needs = DenoiserNeeds(
+            self.process, lambda: self.data.truth, self.data.name, self.config.denoiser.clip, self._loaded
+        )
+        trunk = self.build("denoiser.name", needs)
+        self.claim("weights")
+        return trunk
 
-    def images(self, split: str, index: Tensor) -> Tensor:
-        """Images of a split in the network's range, on the device."""
-        return self.data.scaled(self.data.split(split)[index]).to(self.device)
+    def _loaded(self) -> Loaded:
+        network = self.network()
+        found, assumed = weights.load_trunk(self.place, network)
+        denoise = self.denoiser(network, clip=self.config.denoiser.clip)
+        return Loaded(denoise, state_hash(network.trunk_state()), str(found), network, assumed=assumed)
+
+    @cached_property
+    def model(self) -> Loaded:
+        """The denoiser that the config names, with its trained head if the variance rule reads it."""
+        if not self.rule_facts.state_dependent:
+            return self.trunk
+        model = heads.with_head(self.place, self.trunk)
+        self._check_method()  # the head may have come about after this session
+        return model
+
+    @property
+    def sampler_model(self) -> Loaded:
+        """The denoiser that the solver needs: `model` if it has a variance rule, else the trunk."""
+        return self.model if self.kind("sampling.solver").facts.uses_rule else self.trunk
+
+    @property
+    def front(self) -> Model:
+        """The front door to the trunk: what moments are about."""
+        return self.front_of(self.trunk)
+
+    def front_of(self, loaded: Loaded) -> Model:
+        """The front door to a denoiser of this session."""
+        return Model.of(
+            loaded.denoise,
+            self.process,
+            data_range=(self.data.low, self.data.high),
+            device=self.device,
+            levels=self.data.levels,
+            families=self.house.families,
+        )
+
+    def claim(self, product: str) -> None:
+        """Bind the workdir to what a product of it depends on."""
+        fields = self.house.table.part(self.config, product)
+        prefix = {"head": "head: "}.get(product, "")
+        store.claim(self.workdir, {f"{prefix}{name}": value for name, value in fields.items()})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What moments and samples depend on besides their own settings; a head's identity is Loaded.head."""
+        fields = self.house.table.part(self.config, "model")
+        return {"weights": self.trunk.weights, "log_snr": weights.times_digest(self.process), "fields": fields}
+
+    # Data
+
+    def images(self, split: str) -> Callable[[Tensor], Tensor]:
+        """Numbers of a split's images -> the images in the network's range, on the device."""
+        stored = self.data.split(split)
+        return lambda index: self.data.scaled(stored[index]).to(self.device)
+
+    @cached_property
+    def _sources(self) -> dict[str, Source]:
+        return {}
 
     def source(self, split: str) -> Source:
         """A split as the moments see it, with its exact mean and variance."""
-        stored = self.data.split(split)
-        total = torch.zeros(self.data.shape, dtype=torch.float64)
-        square = 0.0
-        for part in stored.split(4096):
-            scaled = self.data.scaled(part).double()
-            total += scaled.sum(0)
-            square += float(scaled.square().sum())
-        mean = total / len(stored)
-        variance_ = square / stored.numel() - float(mean.square().mean())
-        mean = mean.float().to(self.device)
-        return Source(len(stored), lambda index: self.images(split, index), mean, variance_)
+        if split not in self._sources:
+            self._sources[split] = Source.of(len(self.data.split(split)), self.images(split))
+        return self._sources[split]
 
-    def objective_needs(self, make_variance: Callable[[], Callable[[Any], Any]]) -> ObjectiveNeeds:
-        """What the training objective may ask for; `make_variance` gives Var_t when it does."""
-        return ObjectiveNeeds(self.process, self.levels, make_variance)
+    # The method
 
-    def rule_needs(self, make_variance: Callable[[], Callable[[Any], Any]]) -> variance.RuleNeeds:
-        """What the variance rule may ask for; `make_variance` gives Var_t when it does."""
-        return variance.RuleNeeds(
-            eta=self.config.sampling.eta,
-            bounds=self.config.rule.bounds,
-            average_bound=lambda: self.source("train").variance,
-            variance=make_variance,
-            state_bound=((self.data.high - self.data.low) / 2.0) ** 2,
-            average=self.config.rule.average,
-            head=self._second_output,
-            first_variance=lambda: first_posterior_variance(self.process),
-        )
+    @property
+    def rule_facts(self) -> variance.RuleFacts:
+        return self.kind("rule.name").facts or variance.RuleFacts()
 
-    def _second_output(self) -> variance.SecondOutput | None:
-        kind = self.tables.denoisers[self.config.denoiser.name]
-        return kind.second_output(self) if self.has_second_output else None
-
-    def rule(self, make_variance: Callable[[], Callable[[Any], Any]], times: Array) -> variance.Rule:
+    def rule(
+        self, variance_of: VarianceOf, times: Array, data_variance: Callable[[], float] | None = None
+    ) -> variance.Rule:
         """The variance rule for a path of times, with the cap on its last steps."""
         section = self.config.rule
-        rule = self.tables.rules[section.name](self.rule_needs(make_variance))
+        needs = variance.RuleNeeds(
+            variance_of,
+            data_variance or (lambda: self.source("train").variance),
+            ((self.data.high - self.data.low) / 2.0) ** 2,
+            lambda: first_posterior_variance(self.process),
+        )
+        rule = self.build("rule.name", needs)
         if not section.cap_levels:
             return rule
         width = self.levels.width if self.data.levels else 0.0
         last = float(times[min(section.cap_steps, len(times) - 1)])
         return variance.LastStepCap(rule, variance.cap_threshold(section.cap_levels, width), last)
 
-    @property
-    def solver_kind(self) -> SolverKind:
-        """What the config's solver makes use of."""
-        return self.tables.solvers[self.config.sampling.solver]
-
-    def solver(self, make_variance: Callable[[], Callable[[Any], Any]], times: Array) -> Solver:
+    def solver(self, variance_of: VarianceOf, times: Array, data_variance: Callable[[], float] | None = None) -> Solver:
         """The solver for a path of times, with the corrector around it if one is named.
 
         Var_t is asked for only if the solver has a variance rule and the rule needs it.
         """
-        return self._solver(lambda: self.rule(make_variance, times))
-
-    def _solver(self, make_rule: Callable[[], variance.Rule]) -> Solver:
-        section, kind = self.config.sampling, self.solver_kind
-        options: dict[str, Any] = {"eta": section.eta} if kind.uses_eta else {}
-        if kind.uses_rule:
-            options["rule"] = make_rule()
-        solver = kind.build(self.process, **options)
-        if section.corrector is None:
+        facts = self.kind("sampling.solver").facts
+        protocol: dict[str, Any] = {"eta": self.config.sampling.eta} if facts.uses_eta else {}
+        if facts.uses_rule:
+            protocol["rule"] = self.rule(variance_of, times, data_variance)
+        solver = self.build("sampling.solver", self.process, protocol=protocol)
+        if self.config.sampling.corrector is None:
             return solver
-        wrap = lookup(self.tables.correctors, section.corrector, "config.sampling.corrector")
-        return wrap(solver, self.process, section.corrector_snr, section.corrector_steps, section.corrector_first)
+        return self.build("sampling.corrector", solver, self.process)
 
-    def decoder(self, make_variance: Callable[[], Callable[[Any], Any]]) -> Decoder:
-        name = self.config.likelihood.decoder
-        return self.tables.decoders[name](DecoderNeeds(self.process, make_variance))
+    def decoder(self, variance_of: VarianceOf, name: str = "") -> Decoder:
+        """The variance of the last step, the config's own or that of another name."""
+        needs = DecoderNeeds(self.process, lambda: variance_of(self.estimator))
+        if name:
+            return built(self.house.families["decoder"], name, "`decoder`", needs)
+        return self.build("likelihood.decoder", needs)
+
+    @property
+    def estimator(self) -> str:
+        """Of Var_t, for rule, decoder and objective."""
+        return self.config.rule.get("estimator") or self.house.table.field("rule.estimator").default
+
+    def objective(self, variance_of: VarianceOf) -> Objective:
+        """What training minimises."""
+        needs = ObjectiveNeeds(self.process, self.levels, lambda: variance_of(self.estimator))
+        return self.build("train.objective", needs)

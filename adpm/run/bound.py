@@ -1,42 +1,29 @@
-"""The variational bound of a session, term by term: batches on disk read, the others evaluated."""
+"""The variational bound of a session: kept as one file, evaluated where there is none."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path as File
+from typing import Any
 
 import numpy as np
-import torch
 
+from adpm.bound import Bound, Terms, bound_of
 from adpm.errors import UserError
-from adpm.likelihood import bits_per_dim, keyed_noise, path_terms, prior_nats
-from adpm.process import Array
+from adpm.paths import Path
+from adpm.progress import Arrays, Keep
 from adpm.run.assembly import Session
-from adpm.run.files import digest, write_json
-from adpm.run.paths import ChosenPath, kernel_name, kernel_protocol, path_for
-from adpm.run.prepare import variance_for
-from adpm.run.shards import Arrays, sharded
+from adpm.run.measure import variance_for
+from adpm.run.naming import naming
+from adpm.run.paths import bound_key, kernel_name, path_for
+from adpm.run.store import digest, record, write_json
+
+PUBLISHED = "published"
+"""The decoder whose figure stands beside the config's own."""
 
 
 class NoBoundError(UserError):
     """A sampler that has no finite variational bound."""
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The bound of a split, in bits per dimension.
-
-    Attributes:
-        bits: [K+1, images]: row 0 is the data term, row k the step from times[k+1], row K the prior.
-        times: [K+1], the path.
-        clipped: [K], share of the values that bounds of the rule changed, of the term from times[1:].
-        folder: where it lies, with its protocol.
-    """
-
-    bits: Array
-    times: Array
-    clipped: Array
-    folder: Path
 
 
 def check_bound(session: Session) -> None:
@@ -49,8 +36,29 @@ def check_bound(session: Session) -> None:
         raise NoBoundError("the bound is infinite at config.sampling.eta = 0 (DDIM); use a value in (0, 1].")
 
 
-def bound_for(session: Session, path: ChosenPath | None = None) -> Evaluated:
-    """The bound of config.likelihood.split: batches on disk read, the others evaluated; moments and path as needed.
+def counted(session: Session) -> int:
+    """How many images of config.likelihood.split are evaluated."""
+    section, there = session.config.likelihood, len(session.data.split(session.config.likelihood.split))
+    return min(section.images or there, there)
+
+
+def _terms(session: Session, path: Path) -> Terms:
+    """What the bound along a path is made of; the published decoder's data term goes along where there is one."""
+    variance = variance_for(session)
+    return Terms(
+        session.model.denoise,
+        session.process,
+        session.rule(variance, path.times),
+        session.decoder(variance),
+        session.levels,
+        path.times,
+        session.config.sampling.eta,
+        session.decoder(variance, PUBLISHED) if session.process.steps > 1 else None,
+    )
+
+
+def bound_for(session: Session, path: Path | None = None) -> tuple[Bound, File]:
+    """The bound of config.likelihood.split and the folder of its files; moments and path as needed.
 
     Args:
         session: says what to evaluate.
@@ -60,63 +68,35 @@ def bound_for(session: Session, path: ChosenPath | None = None) -> Evaluated:
         NoBoundError: if there is none, because of eta or the path.
     """
     check_bound(session)
-    section = session.config.likelihood
-    _ = session.model
-    session.used_moments = False
-    stored = session.data.split(section.split)
-    images = min(section.images or len(stored), len(stored))
+    section, model, images = session.config.likelihood, session.model, counted(session)
     path = path or path_for(session)
     if path.indices[-1] != session.process.steps:
         raise NoBoundError(
             f"config.trajectory.name = '{session.config.trajectory.name}' starts at t = {path.times[-1]:g}; a bound "
             f"needs a path from t = {session.process.times[-1]:g}, such as 'even' or 'least_cost'."
         )
-    evaluate = Evaluation(session, path.times)
-    protocol = {**kernel_protocol(session, path), "split": section.split, "decoder": section.decoder}
-    name = f"{kernel_name(session)}-{section.decoder}-{section.split}-{digest(protocol)}"
+    key = bound_key(session, path)
+    name = f"{kernel_name(session)}-{section.decoder}-{section.split}-{digest(key)}"
     folder = session.workdir / "likelihood" / name
-    parts = list(sharded(folder / "batches", images, section.batch_size, evaluate, "likelihood"))
-    write_json(folder / "protocol.json", {**protocol, "images": images})
-    terms = np.concatenate([part["terms"] for part in parts], axis=1)
-    sizes = [part["terms"].shape[1] for part in parts]
-    clipped = np.average([part["clipped"].astype(np.float64) for part in parts], axis=0, weights=sizes)
-    bits = np.asarray(bits_per_dim(terms, int(np.prod(session.data.shape))))
-    return Evaluated(bits, path.times, clipped, folder)
 
-
-class Evaluation:
-    """Image numbers -> terms in nats [K+1, B]: row 0 is the data term, row K the prior."""
-
-    def __init__(self, session: Session, times: Array) -> None:
-        variance = variance_for(session)
-        self.session, self.times = session, times
-        self.rule, self.decoder = session.rule(variance, times), session.decoder(variance)
-
-    @torch.inference_mode()
-    def __call__(self, items: range) -> Arrays:
-        session = self.session
-        numbers = torch.arange(items.start, items.stop)
-        x0 = session.images(session.config.likelihood.split, numbers).double()
-        noise = keyed_noise(session.config.seed, session.process, numbers.to(x0.device), session.data.shape, x0.dtype)
-        bounds = list(
-            path_terms(
-                session.model.denoise,
-                session.process,
-                self.rule,
-                self.decoder,
-                session.levels,
-                self.times,
-                x0,
-                noise,
-                session.config.sampling.eta,
-            )
+    def make(keep: Keep) -> Mapping[str, Any]:
+        found = bound_of(
+            _terms(session, path),
+            session.images(section.split),
+            images,
+            seed=session.config.seed,
+            batch_size=section.batch_size,
+            keep=keep,
         )
-        for term in bounds:
-            if not torch.isfinite(term.nats).all():
-                raise UserError(
-                    f"the bound is not finite in the step {term.t:g} -> {term.s:g}: a variance there is zero or "
-                    "negative (config.rule, config.sampling.eta), or the network returned NaN (its weights)."
-                )
-        rows = [b.nats for b in reversed(bounds)] + [prior_nats(session.process, x0)]
-        clipped = [float(b.clipped) for b in reversed(bounds)]
-        return {"terms": torch.stack(rows).cpu().numpy(), "clipped": np.array(clipped)}
+        other = {} if found.other is None else {"other": found.other}
+        return {"bits": found.bits, "times": found.times, "clipped": found.clipped, **other}
+
+    def check(arrays: Arrays) -> None:
+        if arrays["bits"].shape != (path.steps + 1, images) or arrays["clipped"].shape != (path.steps,):
+            raise ValueError(f"terms {arrays['bits'].shape}")
+
+    with naming(session.house.table):
+        arrays = record(folder / f"{images}-images.npz", make, check)
+    write_json(folder / "protocol.json", {**key, "weights_from": model.source, "images": images})
+    floats = {name: value.astype(np.float64) for name, value in arrays.items()}
+    return Bound(floats["bits"], path.times, floats["clipped"], floats.get("other")), folder

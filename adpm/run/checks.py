@@ -1,99 +1,19 @@
-"""What can be wrong with a config by itself: unknown names, numbers out of range, files that are not there."""
+"""What can be wrong with a config's choices together: missing files, rules without their head, and the like."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ml_collections import ConfigDict
-
-from adpm.denoiser import EPS_AFTER_CLIP, PREDICTIONS
-from adpm.errors import UserError, lookup
-from adpm.moments import ESTIMATORS
-from adpm.planning import BUDGETS, PLANNING_METHODS
-from adpm.run.device import PRECISIONS
-from adpm.run.tables import Tables
-from adpm.run.times import TIMES
-from adpm.run.training import SCHEDULES
-
-# The least value of each number that has one.
-LEAST = {
-    "seed": 0,
-    "moments.times": 0,
-    "moments.draws": 6,
-    "moments.batch_size": 1,
-    "rule.cap_levels": 0.0,
-    "rule.cap_steps": 1,
-    "trajectory.steps": 1,
-    "sampling.samples": 1,
-    "sampling.batch_size": 1,
-    "sampling.grid": 1,
-    "likelihood.batch_size": 1,
-    "likelihood.images": 0,
-    "denoiser.time_scale": 0.0,
-    "network.model_channels": 1,
-    "network.num_res_blocks": 1,
-}
+from adpm.denoiser import EPS_AFTER_CLIP
+from adpm.errors import UserError
+from adpm.families import Families, Family
+from adpm.run.heads import SecondOutput
+from adpm.variance import RuleFacts
 
 
-def likelihood_methods(config: ConfigDict) -> list[str]:
-    """The ways that bits/dim are to be measured, in order: config.likelihood.method joins them by '+'."""
-    return str(config.likelihood.method).split("+")
-
-
-def check_fields(config: ConfigDict, tables: Tables) -> None:
-    """Refuse what no session could be made of.
-
-    Raises:
-        UserError: naming the field, its value and what would be right.
-    """
-    check_names(config, tables)
-    check_numbers(config)
-    check_files(config)
-
-
-def check_names(config: ConfigDict, tables: Tables) -> None:
-    """Every name is one of its family."""
-    for table, section, name in (
-        (tables.data_sets, "data", "name"),
-        (tables.processes, "process", "name"),
-        (tables.networks, "network", "name"),
-        (tables.denoisers, "denoiser", "name"),
-        (tables.labels, "denoiser", "label"),
-        (PREDICTIONS, "denoiser", "predicts"),
-        (EPS_AFTER_CLIP, "denoiser", "eps_after_clip"),
-        (tables.objectives, "train", "objective"),
-        (tables.rules, "rule", "name"),
-        (ESTIMATORS, "rule", "estimator"),
-        (tables.solvers, "sampling", "solver"),
-        (tables.decoders, "likelihood", "decoder"),
-        (tables.trajectories, "trajectory", "name"),
-        (tables.costs, "trajectory", "cost"),
-        (BUDGETS, "trajectory", "budget"),
-        (PLANNING_METHODS, "trajectory", "method"),
-        (SCHEDULES, "train", "schedule"),
-        (TIMES, "train", "times"),
-    ):
-        lookup(table, config[section][name], f"config.{section}.{name}")
-    for name in likelihood_methods(config):
-        lookup(tables.likelihoods, name, "config.likelihood.method")
-    lookup(PRECISIONS, config.precision, "config.precision")
-
-
-def check_numbers(config: ConfigDict) -> None:
-    """Every number lies in its range."""
-    for name, least in LEAST.items():
-        section, _, key = name.rpartition(".")
-        value = (config[section] if section else config)[key]
-        if not least <= value < math.inf:
-            raise UserError(f"config.{name} = {value} must be a number of at least {least}.")
-    if config.seed >= 2**31:
-        raise UserError(f"config.seed = {config.seed} must be below 2^31.")
-    if not 0.0 <= config.sampling.eta <= 1.0:
-        raise UserError(f"config.sampling.eta = {config.sampling.eta} must lie in [0, 1]: 1 is DDPM, 0 is DDIM.")
-
-
-def check_files(config: ConfigDict) -> None:
+def check_files(config: Any) -> None:
     """Named moments exist, and in one place only."""
     for name in ("file", "ms_eps"):
         if config.moments[name] and not Path(config.moments[name]).is_file():
@@ -102,21 +22,86 @@ def check_files(config: ConfigDict) -> None:
         raise UserError("config.moments.file and config.moments.ms_eps both name moments; set one of them.")
 
 
-def check_second_output(config: ConfigDict, tables: Tables, has_second_output: bool, has_head: bool) -> None:
+def check_method(config: Any, families: Families, levels: int, second: SecondOutput | None) -> None:
+    """Refuse a rule, cap or solver that cannot work with this model, before anything is written."""
+    rule, name = families["rule"][config.rule.name].facts or RuleFacts(), config.rule.name
+    if config.rule.cap_levels and not levels:
+        raise UserError(f"config.rule.cap_levels = {config.rule.cap_levels} needs data with levels; set it to 0.")
+    if rule.only_eta is not None and config.sampling.eta != rule.only_eta:
+        raise UserError(
+            f"config.rule.name = '{name}' goes with config.sampling.eta = {rule.only_eta:g} only, "
+            f"got {config.sampling.eta}."
+        )
+    if rule.trained_with:
+        _check_trained(name, rule.trained_with, second)
+
+
+def _check_trained(rule: str, objectives: tuple[str, ...], got: SecondOutput | None) -> None:
+    """The rule says what the second output has to be; a head's file, or the config for files of others, what it is."""
+    if got is not None and (got.objective is None or got.objective in objectives):
+        return
+    wanted = " or ".join(f"'{objective}'" for objective in objectives)
+    found = "but there is no network with a second output (config.network)"
+    if got is not None:
+        found = f"got '{got.objective}' ({got.said_by}); {got.advice}"
+    raise UserError(
+        f"config.rule.name = '{rule}' needs a head trained with config.train.objective = {wanted}, {found}."
+    )
+
+
+def check_second_output(config: Any, families: Families, has_second_output: bool, has_head: bool) -> None:
     """The objective is about the kind of second output that the network has, if it is about one at all.
 
     A head takes the place of a learned variance, so only one of the two can be meant.
     """
-    kind, told = tables.objectives[config.train.objective], f"config.train.objective = '{config.train.objective}'"
-    if kind.learns_variance and has_head:
-        heads = ", ".join(name for name, k in tables.objectives.items() if k.trains_head) or "none known"
+    objectives = families["objective"]
+    facts, told = objectives[config.train.objective].facts, f"config.train.objective = '{config.train.objective}'"
+    if facts.learns_variance and has_head:
+        heads = named(objectives, "trains_head")
         raise UserError(
             f"{told} is about the network's own second output, and config.network.head = '{config.network.head}' puts "
             f"a head in its place; set the head to none, or the objective to the head's ({heads})."
         )
-    if kind.trains_head and has_second_output and not has_head:
-        own = ", ".join(name for name, k in tables.objectives.items() if k.learns_variance) or "none known"
+    if facts.trains_head and has_second_output and not has_head:
+        own = named(objectives, "learns_variance")
         raise UserError(
             f"{told} is about a head, and the network's second output is the one of config.network.learned_variance = "
             f"True; set config.network.head to simple or complex, or the objective to the variance's ({own})."
+        )
+
+
+def named(family: Family, fact: str) -> str:
+    """The members of which a fact holds."""
+    return ", ".join(name for name, kind in family.items() if getattr(kind.facts, fact)) or "none known"
+
+
+def check_costs(config: Any, cost: str, facts: Any, state_dependent: bool, data_term: bool) -> None:
+    """Refuse what single steps cannot be priced with.
+
+    Raises:
+        UserError: naming the field.
+    """
+    if not facts.of_rule:
+        return
+    told = f"config.trajectory.cost = '{cost}'"
+    if state_dependent and not facts.of_states:
+        raise UserError(
+            f"{told} needs one variance per step, and config.rule.name = '{config.rule.name}' depends on the state; "
+            "use 'measured', or 'kl' (of the best scalar)."
+        )
+    if config.sampling.eta == 0.0:
+        raise UserError(
+            f"{told} has no finite bound to plan on at config.sampling.eta = 0; use a value in (0, 1], or cost = 'kl'."
+        )
+    if config.rule.cap_levels and (data_term or config.rule.cap_steps > 1):
+        raise UserError(
+            f"{told} prices steps one by one, but config.rule.cap_levels = {config.rule.cap_levels:g} caps the last "
+            "steps of a whole path; set it to 0, or config.rule.cap_steps = 1 without config.trajectory.data_term, or "
+            "cost = 'kl'."
+        )
+    section: Mapping[str, Any] = config.denoiser
+    if section["clip"] and not EPS_AFTER_CLIP[section["eps_after_clip"]].facts.consistent:
+        raise UserError(
+            f"{told} prices the bound with eps re-derived from a clipped x0, but config.denoiser.eps_after_clip = "
+            f"'{section['eps_after_clip']}'; use 'rederive', or cost = 'kl'."
         )

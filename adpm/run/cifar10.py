@@ -40,6 +40,17 @@ class _Arrays(pickle.Unpickler):
         return known[module, name]
 
 
+def missing(folder: Path, download: bool) -> str:
+    """What is not there, and how it is got; "" where nothing is missing."""
+    path = folder / ARCHIVE
+    if download or path.is_file():
+        return ""
+    return (
+        f"CIFAR-10 needs '{ARCHIVE}', looked for at '{path}'; put the published archive there (config.data.folder "
+        "names the folder), or fetch it with --config.data.download=True."
+    )
+
+
 def archive_in(folder: Path, download: bool) -> Path:
     """The archive's path, fetched first if asked.
 
@@ -49,11 +60,8 @@ def archive_in(folder: Path, download: bool) -> Path:
     path = folder / ARCHIVE
     if path.is_file():
         return path
-    if not download:
-        raise UserError(
-            f"CIFAR-10 needs '{ARCHIVE}', looked for at '{path}'; put the published archive there (config.data.folder "
-            "names the folder), or fetch it with --config.data.download=True."
-        )
+    if told := missing(folder, download):
+        raise UserError(told)
     import pooch
 
     try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-import runpy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +13,50 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from adpm.errors import UserError, lookup, nearest
-from adpm.run.tables import Tables
-
-Mode = Callable[[ConfigDict, Path, Tables], None]
+from adpm.run.config import Job, Mode, load_config
+from adpm.run.work import one_process
 
 USAGE = """usage: python main.py --config=FILE.py[:VARIANT] --mode=MODE [--workdir=DIR] [--config.SECTION.FIELD=VALUE]
 
-  --config    a config file; variants after ':', joined by '+'; every field with its default is in configs/base.py
+  --config    a config file; variants after ':', joined by '+'; --mode=describe lists every field that it has
   --mode      {modes}
   --workdir   where the run keeps its files; default runs/<config>[-<variant>]
 """
 
 
-def run(argv: Sequence[str], tables: Tables, modes: Mapping[str, Mode]) -> int:
-    """Parse, assemble and run; returns the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+def run(argv: Sequence[str], modes: Mapping[str, Mode]) -> int:
+    """Parse, assemble and run; returns the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM."""
     if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
         print(USAGE.format(modes=" | ".join(modes)))
         return 0
     try:
-        config, name, mode, workdir = parse(argv, modes)
-        lookup(modes, mode, "--mode")(config, workdir or Path("runs") / name, tables)
+        one_process()
+        job, mode = parse(argv, modes)
+        lookup(modes, mode, "--mode")(job)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except BrokenPipeError:  # whoever read our lines has gone away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"error: {_of_system(error)}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, SystemExit) as stop:
         print("\ninterrupted; run the same command again to continue where it stopped.", file=sys.stderr)
-        return 130
+        return stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130
     return 0
 
 
-def parse(argv: Sequence[str], modes: Mapping[str, Mode]) -> tuple[ConfigDict, str, str, Path | None]:
-    """Flags -> (locked config, its name, mode, workdir or None).
+def _of_system(error: OSError) -> str:
+    """What the system said, with the path that it said it of."""
+    names = " -> ".join(f"'{name}'" for name in (error.filename, error.filename2) if name is not None)
+    told = error.strerror or str(error)
+    return f"{names}: {told}." if names else f"the system refused: {told}."
+
+
+def parse(argv: Sequence[str], modes: Mapping[str, Mode]) -> tuple[Job, str]:
+    """Flags -> (job, mode).
 
     Raises:
         UserError: for anything that absl or ml_collections refuses, said in one sentence.
@@ -51,18 +64,18 @@ def parse(argv: Sequence[str], modes: Mapping[str, Mode]) -> tuple[ConfigDict, s
     for argument in argv[1:]:
         if argument.lstrip("-").partition("=")[0] in ("flagfile", "undefok"):
             raise UserError(f"{argument.partition('=')[0]} is unknown; see --help.")
-    source = _source(argv)
-    path, _, variant = source.partition(":")
-    fields = _fields(load_config(path, variant))
-    overrides = _overrides(argv)
+    path, _, variant = _source(argv).partition(":")
+    config, house = load_config(path, variant)
+    fields, overrides = _fields(config), _overrides(argv)
     for name in overrides:
         _check_field(name, fields)
     given = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=given, sys_argv=list(argv))
+    rest_of = _without_config(argv)
+    config_flags.DEFINE_config_dict("config", config, flag_values=given, sys_argv=rest_of)
     flags.DEFINE_string("mode", None, "mode", flag_values=given)
     flags.DEFINE_string("workdir", None, "workdir", flag_values=given)
     try:
-        rest = given(list(argv))
+        rest = given(rest_of)
     except flags.UnrecognizedFlagError as error:
         known = ("config", "mode", "workdir")
         raise UserError(f"--{error.flagname} is unknown{nearest(error.flagname, known)}; see --help.") from error
@@ -73,35 +86,21 @@ def parse(argv: Sequence[str], modes: Mapping[str, Mode]) -> tuple[ConfigDict, s
     if given.mode is None:
         raise UserError(f"--mode is missing; one of: {', '.join(modes)}.")
     lookup(modes, given.mode, "--mode")
-    workdir = Path(given.workdir) if given.workdir else None
     name = re.sub(r"[^\w.+-]+", "-", Path(path).stem + (f"-{variant}" if variant else ""))
-    return given.config, name, given.mode, workdir
+    workdir = Path(given.workdir) if given.workdir else Path("runs") / name
+    return Job(given.config, house, workdir), given.mode
 
 
-def load_config(path: str, variant: str = "") -> ConfigDict:
-    """The config in a file.
-
-    Raises:
-        UserError: if the file is missing, fails, has no get_config, or does not know the variant.
-    """
-    file = Path(path)
-    if not file.is_file():
-        folder = next(p for p in (file, file.parent, Path("configs"), Path()) if p.is_dir())
-        there = [str(p) for p in sorted(folder.glob("*.py")) if p.stem not in ("__init__", "base")]
-        told = f"; there: {', '.join(there)}" if there else ""
-        raise UserError(f"--config = '{path}' is no file{nearest(path, there)}{told}.")
-    try:
-        get_config = runpy.run_path(path).get("get_config")
-        config = None if get_config is None else get_config(variant) if variant else get_config()
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UserError(f"--config = '{path}' cannot be run: {type(error).__name__}: {error}.") from error
-    if get_config is None:
-        raise UserError(f"--config = '{path}' has no function get_config.")
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config = '{path}': get_config() must return a ConfigDict, got {type(config).__name__}.")
-    return config
+def _without_config(argv: Sequence[str]) -> list[str]:
+    """The arguments less --config itself, whose file has been read."""
+    out, skip = [], False
+    for argument in argv:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        named = argument.startswith("-") and name == "config"
+        if not skip and not named:
+            out.append(argument)
+        skip = named and not equals and not skip
+    return out
 
 
 def _source(argv: Sequence[str]) -> str:
@@ -142,7 +141,7 @@ def _check_field(name: str, fields: Mapping[str, Any]) -> None:
         return
     if inside := [field for field in fields if field.startswith(name + ".")]:
         raise UserError(f"--{name} is a section; set one of its fields, such as --{inside[0]}.")
-    raise UserError(f"--{name} is unknown{nearest(name, fields)}; configs/base.py lists all fields.")
+    raise UserError(f"--{name} is unknown{nearest(name, fields)}; --mode=describe lists all fields.")
 
 
 def _refused(error: Exception, overrides: Mapping[str, str], fields: Mapping[str, Any]) -> str:

@@ -5,16 +5,20 @@ With L levels 0..L-1 and range [a, b], level l becomes a + (b - a) l / (L - 1). 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adpm import ideal
 from adpm.errors import UserError, lookup
+from adpm.families import Field, Kind
 from adpm.run import cifar10
 
 
@@ -39,6 +43,10 @@ class DataSet:
     labels: dict[str, Tensor]
     truth: ideal.Mixture | None = None
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise UserError(f"`low` = {self.low} and `high` = {self.high} must be finite, and low below high.")
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W)."""
@@ -53,6 +61,19 @@ class DataSet:
         if not self.levels:
             return stored
         return self.low + (self.high - self.low) / (self.levels - 1) * stored.float()
+
+    def encode(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Images in [a, b] as they are kept: 256 levels, or float32 for continuous data."""
+        if not self.levels:
+            return images
+        return np.rint((images - self.low) * (255.0 / (self.high - self.low))).clip(0, 255).astype(np.uint8)
+
+    def decode(self, kept: NDArray[Any]) -> Tensor:
+        """The inverse of `encode`, float32."""
+        images = torch.as_tensor(kept)
+        if not self.levels:
+            return images
+        return self.low + (self.high - self.low) / 255.0 * images.float()
 
     def to_unit(self, x: Tensor) -> Tensor:
         """Images in [0, 1] for display."""
@@ -87,9 +108,7 @@ def patches(*, size: int = 32, stride: int = 4, low: float = -1.0, high: float =
     photographs = load_sample_images().images
     largest = min(min(p.shape[0], p.shape[1] // 4) for p in photographs)
     if not 1 <= size <= largest:
-        raise UserError(f"config.data.size = {size} does not fit the photographs; 1 to {largest} pixels do.")
-    if stride < 1:
-        raise UserError(f"config.data.stride = {stride} must be at least 1.")
+        raise UserError(f"`size` = {size} does not fit the photographs; 1 to {largest} pixels do.")
     parts: dict[str, list[Tensor]] = {"train": [], "test": []}
     for photograph in photographs:
         image = torch.tensor(photograph).permute(2, 0, 1)
@@ -105,8 +124,6 @@ def toy(*, size: int = 4, seed: int = 0) -> DataSet:
 
     Means are smooth random fields in [-0.8, 0.8], standard deviations 0.05 to 0.3; 8192 draws to train, 1024 to test.
     """
-    if size < 1 or seed < 0:
-        raise UserError(f"config.data.size = {size} must be at least 1 and config.data.seed = {seed} at least 0.")
     rng = np.random.default_rng(seed)
     grid = (np.arange(size) + 0.5) / size
     waves = rng.uniform(0.5, 1.5, (5, 2)), rng.uniform(0, 2 * np.pi, (5, 2))
@@ -127,9 +144,57 @@ def cifar10_images(*, folder: str = "data", download: bool = False, low: float =
     return DataSet("cifar10", splits, 256, low, high, labels)
 
 
-DATA_SETS: dict[str, Callable[..., DataSet]] = {
-    "digits": digits,
-    "patches": patches,
-    "toy": toy,
-    "cifar10": cifar10_images,
+@dataclass(frozen=True)
+class DataFacts:
+    """What may be asked of a data set before it is read.
+
+    Attributes:
+        missing: its options -> what is not there and how it is got, in words; "" where nothing is missing.
+    """
+
+    missing: Callable[..., str] = lambda **options: ""
+
+
+def _range(low: float = -1.0) -> dict[str, Field]:
+    return {
+        "low": Field(low, "end of the range that the network sees"),
+        "high": Field(1.0, "end of the range that the network sees"),
+    }
+
+
+_DRAWN = ("training", "model")
+"""Which images there are is nothing that a network's function depends on."""
+
+_PLACE = {
+    "folder": Field("data", "where the archive lies", of=()),
+    "download": Field(False, "fetch the archive when it is not there", of=()),
+}
+
+DATA_SETS: dict[str, Kind] = {
+    "digits": Kind(digits, "scikit-learn's 1,797 handwritten digits, 8x8, 17 levels", DataFacts(), _range()),
+    "patches": Kind(
+        patches,
+        "RGB crops of scikit-learn's two photographs, 256 levels",
+        DataFacts(),
+        {
+            "size": Field(32, "image side in pixels", low=1, of=_DRAWN),
+            "stride": Field(4, "pixels between crops", low=1, of=_DRAWN),
+            **_range(),
+        },
+    ),
+    "toy": Kind(
+        toy,
+        "a mixture of five Gaussians with known truth, continuous values",
+        DataFacts(),
+        {
+            "size": Field(4, "image side in pixels", low=1, of=_DRAWN),
+            "seed": Field(0, "which mixture", low=0, of=_DRAWN),
+        },
+    ),
+    "cifar10": Kind(
+        cifar10_images,
+        "CIFAR-10, 60,000 RGB images of 32x32",
+        DataFacts(lambda **options: cifar10.missing(Path(options["folder"]), options["download"])),
+        {**_PLACE, **_range()},
+    ),
 }

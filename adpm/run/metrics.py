@@ -10,7 +10,7 @@ A member of FEATURES makes a network from the shape (C, H, W) of the images: ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from adpm.errors import UserError
+from adpm.families import Kind
 from adpm.nn.checkpoint import load_weights, read_weights
 from adpm.nn.classifier import DigitFeatures
 
-CLASSIFIER = Path("pretrained/digits_classifier.safetensors")
+CLASSIFIER = Path(__file__).resolve().parents[2] / "pretrained" / "digits_classifier.safetensors"
 DIGITS = (1, 8, 8)
 
 Shape = tuple[int, ...]
@@ -142,10 +143,11 @@ class FrechetDistance:
         self._add(self.real, real=True)
 
     @torch.inference_mode()
-    def __call__(self, generated: Tensor) -> float:
-        """FD between images [n, C, H, W] in [-1, 1] and the reference."""
+    def __call__(self, generated: Tensor | Iterable[Tensor]) -> float:
+        """FD between images [n, C, H, W] in [-1, 1], or batches of such, and the reference."""
         self._metric.reset()
-        self._add(generated, real=False)
+        for images in [generated] if isinstance(generated, Tensor) else generated:
+            self._add(images, real=False)
         return float(self._metric.compute())
 
     def floor(self, size: int, seed: int) -> float:
@@ -158,11 +160,13 @@ class FrechetDistance:
         if len(images) < 2:
             raise UserError(f"a Frechet distance needs at least two images on either side, not {len(images)}.")
         for part in images.split(self._batch_size):
+            if not torch.isfinite(part).all():  # the square root of such a covariance ends the process
+                raise UserError("a Frechet distance needs images of finite numbers; some are NaN or infinite.")
             self._metric.update(part.to(self._device), real=real)
 
 
-FEATURES: dict[str, Callable[[Shape], nn.Module]] = {
-    "digits": digit_features,
-    "inception": inception_features,
-    "pixels": pixel_features,
+FEATURES: dict[str, Kind] = {
+    "digits": Kind(digit_features, "the last hidden layer of our classifier of digits, 64 features"),
+    "inception": Kind(inception_features, "pytorch-fid's Inception, 2048 features: FID (extra `fid`)"),
+    "pixels": Kind(pixel_features, "the images themselves"),
 }

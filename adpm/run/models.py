@@ -1,43 +1,78 @@
-"""How a session gets its denoiser: a network with weights, or the exact denoiser of data with known truth."""
+"""Denoisers of a run: a network with weights, or the exact denoiser of data with known truth."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adpm import ideal
+from adpm.denoiser import Denoise
 from adpm.errors import UserError
+from adpm.families import Kind
 from adpm.ideal import IdealDenoiser
-from adpm.nn.checkpoint import state_hash
-from adpm.run.assembly import Session
-from adpm.run.files import identity
-from adpm.run.heads import second_output, with_head
-from adpm.run.tables import DenoiserKind, Model
-from adpm.run.weights import FREE_WHEN_EVALUATED, load_trunk
+from adpm.nn.heads import Headed
+from adpm.process import Process
 
 
-def _network_trunk(session: Session) -> Model:
-    """The network without regard to its head: what moments are about."""
-    network, found = load_trunk(session)
-    section = session.config.denoiser.to_dict()
-    fields = identity(session.config.to_dict(), ("network",))
-    facts = {
-        "weights": state_hash(network.trunk_state()),
-        **section,
-        # as the config has them: moments outlive a change of defaults
-        "network": {k: v for k, v in fields.items() if v not in (None, "") and k not in FREE_WHEN_EVALUATED},
-    }
-    return Model(session.denoiser(network, clip=section["clip"]), facts, str(found), network)
+@dataclass(frozen=True)
+class Loaded:
+    """A denoiser that is ready to be used.
+
+    Attributes:
+        denoise: the denoiser, clipping included.
+        weights: hash of its weights, or what stands for it.
+        source: where it came from, for people.
+        network: the network in it, if there is one.
+        head: what distinguishes its head from others: weights, objective, kind; None where there is no head. Moments
+            do not depend on it.
+        assumed: what no file says and nobody could check, for people; "" where everything was checked.
+    """
+
+    denoise: Denoise
+    weights: str
+    source: str
+    network: Headed | None = None
+    head: Mapping[str, Any] | None = None
+    assumed: str = ""
 
 
-def _ideal(session: Session) -> Model:
-    """The exact denoiser of data with known truth."""
-    if session.data.truth is None:
-        raise UserError(
-            f"config.denoiser.name = 'ideal' needs data with known truth, not '{session.data.name}'; use toy."
-        )
-    if session.config.denoiser.clip:
+@dataclass(frozen=True)
+class DenoiserNeeds:
+    """What a denoiser's builder may ask for.
+
+    Attributes:
+        process: the forward process.
+        truth: the data's exact distribution, None where nobody knows it; read when asked.
+        data: name of the data set.
+        clip: whether x0 is to be limited.
+        network: the network with its weights; loaded when asked.
+    """
+
+    process: Process
+    truth: Callable[[], ideal.Mixture | None]
+    data: str
+    clip: bool
+    network: Callable[[], Loaded]
+
+
+@dataclass(frozen=True)
+class DenoiserFacts:
+    """Attributes: trainable: whether there is a network in it, to train and to load."""
+
+    trainable: bool
+
+
+def _ideal(needs: DenoiserNeeds) -> Loaded:
+    truth = needs.truth()
+    if truth is None:
+        raise UserError(f"config.denoiser.name = 'ideal' needs data with known truth, not '{needs.data}'; use toy.")
+    if needs.clip:
         raise UserError("config.denoiser.name = 'ideal' is exact and clips nothing; set config.denoiser.clip = False.")
-    return Model(IdealDenoiser(session.data.truth, session.process), {"weights": "ideal"}, "the exact denoiser")
+    return Loaded(IdealDenoiser(truth, needs.process), "ideal", "the exact denoiser")
 
 
-DENOISERS: dict[str, DenoiserKind] = {
-    "network": DenoiserKind(_network_trunk, trainable=True, complete=with_head, second_output=second_output),
-    "ideal": DenoiserKind(_ideal, trainable=False),
+DENOISERS: dict[str, Kind] = {
+    "network": Kind(lambda needs: needs.network(), "a network with trained weights", DenoiserFacts(trainable=True)),
+    "ideal": Kind(_ideal, "exact, for data with known truth: no network at all", DenoiserFacts(trainable=False)),
 }

@@ -1,37 +1,30 @@
-"""What a run tells its user: printed lines, TensorBoard, pictures, progress bars."""
+"""What a run shows its user: TensorBoard, pictures, tables."""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.plugins.text import summary_v2 as texts
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-from adpm.run.files import write_whole
+from adpm.moments import leaves
+from adpm.run.store import write_whole
 
-T = TypeVar("T")
-
-
-def say(line: str) -> None:
-    """One line to the user, above any progress bar."""
-    tqdm.write(line, file=sys.stdout)
-
-
-def progress(items: Iterable[T], *, total: int | None = None, initial: int = 0, what: str = "") -> tqdm[T]:
-    """A progress bar with rate and time left; silent when the output is not a terminal."""
-    return tqdm(items, total=total, initial=initial, desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+EVENTS = "events.out.tfevents.*"
 
 
 def image_grid(unit_images: Tensor, columns: int = 0, gap: int = 1) -> Tensor:
@@ -55,27 +48,89 @@ def save_png(path: Path, unit_image: Tensor, min_side: int = 512) -> None:
     write_whole(path, lambda p: picture.save(p, format="PNG"))
 
 
+def markdown(rows: Mapping[str, Any], shown: int = 6) -> str:
+    """A table of names and values in Markdown: sections as dotted names, what is unset or empty left out.
+
+    Args:
+        rows: name -> value, or a mapping again.
+        shown: longer lists are told by their first entries, the last one and their length.
+    """
+    cells = {name: _cell(value, shown) for name, value in leaves(rows).items()}
+    lines = [f"| {name} | {cell} |" for name, cell in cells.items() if cell]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _cell(value: Any, shown: int) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        items = [_cell(item, shown) for item in value]
+        few = items if len(items) <= shown else [*items[: shown - 2], "...", items[-1]]
+        return ", ".join(few) + (f" ({len(items)})" if len(items) > shown else "")
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _keep(folder: Path, last: int) -> None:
+    """Leave of the events in a folder those of steps 1 to `last`, each once; step 0 is what a run says when it begins.
+
+    They are rewritten, because not every reader minds a note in a later file that earlier ones went too far.
+    """
+    old = sorted(folder.glob(EVENTS))
+    kept: dict[tuple[int, str], bytes] = {}
+    for path in old if last else ():
+        for record in RawEventFileLoader(str(path)).Load():
+            event = Event.FromString(record)
+            tags = "".join(value.tag for value in event.summary.value)
+            if event.HasField("file_version") or (0 < event.step <= last and tags):
+                kept[event.step, tags] = record
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            for record in kept.values():
+                RecordWriter(file).write(record)
+
+    if kept:
+        write_whole(old[0], write)
+    for path in old[1 if kept else 0 :]:
+        path.unlink()
+
+
 class Report:
-    """TensorBoard events in one folder.
+    """TensorBoard events in one folder, to be closed; a context that closes itself.
 
     Args:
         folder: where the events lie.
-        purge_step: forget earlier events from this step on (a resumed run); None: forget all (a mode run again).
+        last: earlier events up to this step are kept (a run that goes on), later ones forgotten; 0: all are (a mode
+            run again).
     """
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        if purge_step is None:
-            for old in folder.glob("events.out.tfevents.*"):
-                old.unlink()
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+    def __init__(self, folder: Path, last: int = 0) -> None:
+        _keep(folder, last)
+        self._writer = SummaryWriter(str(folder), purge_step=last + 1 if last else 0)  # for a board that is open
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _add(self, summary: Summary) -> None:
         """What the writer itself has no function for, or one that adds runs or tags of its own."""
         self._writer._get_file_writer().add_summary(summary)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """One point of each tag. A tag's steps must rise: TensorBoard forgets the points from a lower step on."""
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
+
+    def curve(self, tag: str, points: Mapping[int, float]) -> None:
+        """All points of a tag, step -> value, in whatever order."""
+        for step in sorted(points):
+            self.scalars({tag: points[step]}, step)
 
     def picture(self, tag: str, unit_image: Tensor, step: int, factor: int = 4) -> None:
         enlarged = unit_image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
@@ -98,9 +153,22 @@ class Report:
         shown = [hparams.Metric(tag, display_name=title) for tag, title in metrics.items()]
         self._add(hparams.hparams_config_pb(columns, shown))
 
-    def trial(self, name: str, chosen: Mapping[str, str]) -> None:
-        """This run as a row of the HParams tab."""
-        self._add(hparams.hparams_pb(dict(chosen), trial_id=name))
+    def trial(
+        self, name: str, chosen: Mapping[str, str | float | bool | None], figures: Mapping[str, float] | None = None
+    ) -> None:
+        """This run as a row of the HParams tab.
+
+        Args:
+            name: of the row.
+            chosen: its columns; what is None is left out.
+            figures: what came of it, as scalars; other scalars of the run are columns, too.
+        """
+        self._add(hparams.hparams_pb({key: v for key, v in chosen.items() if v is not None}, trial_id=name))
+        self.scalars(figures or {}, 0)
+
+    def flush(self) -> None:
+        """Write everything so far, so that it outlives a kill."""
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()

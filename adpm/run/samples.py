@@ -2,51 +2,57 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path as File
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from adpm.denoiser import Counted
-from adpm.errors import UserError
-from adpm.noise import KeyedNoise
-from adpm.process import Array
+from adpm.drawing import draw
+from adpm.paths import Path
+from adpm.progress import Arrays
 from adpm.run.assembly import Session
-from adpm.run.files import digest, write_json
-from adpm.run.paths import ChosenPath, path_for, sampler_name, sampler_protocol
-from adpm.run.prepare import variance_for
-from adpm.run.shards import Arrays, sharded
-from adpm.sampler import keyed
-from adpm.sampler import sample as sample_path
-from adpm.solver import Solver, Step
-
-_STRIP_ROWS, _STRIP_COLUMNS = 8, 10
+from adpm.run.measure import variance_for
+from adpm.run.naming import naming
+from adpm.run.paths import path_for, sampler_key, sampler_name
+from adpm.run.store import Parts, digest, parts_of, read_arrays, save_arrays, write_json
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Samples:
     """Samples of a session.
 
     Attributes:
-        images: [n, C, H, W] in the data's range.
-        first: the first batch with its steps, see `draw`.
+        kept: [n, C, H, W] as they are kept: uint8 levels 0..255 of the data's range, float32 for continuous data.
+        first: of the first batch, see `adpm.drawing.Drawn`.
+        path: that they were drawn along.
         folder: where they lie, with their protocol.
-        seconds: that this call took; finished batches are read, not drawn again.
-        drawing: seconds that drawing all batches took, whenever that was.
+        file: of the samples.
+        seconds: that this call took.
+        drawing: seconds that drawing took, whenever that was.
+        decode: kept images -> images in the data's range.
     """
 
-    images: NDArray[Any]
+    kept: NDArray[Any]
     first: Arrays
-    folder: Path
+    path: Path
+    folder: File
+    file: File
     seconds: float
     drawing: float
+    decode: Any
+
+    def images(self, part: slice = slice(None)) -> Tensor:
+        """Images in the data's range, float32."""
+        return self.decode(self.kept[part])
 
 
-def samples_for(session: Session, path: ChosenPath | None = None) -> Drawn:
+def samples_for(session: Session, path: Path | None = None) -> Samples:
     """config.sampling.samples samples: those on disk read, the others drawn; moments and path made when missing.
 
     Args:
@@ -54,63 +60,50 @@ def samples_for(session: Session, path: ChosenPath | None = None) -> Drawn:
         path: instead of the config's own, which is planned on images that config.seed chooses.
     """
     section = session.config.sampling
-    _ = session.sampler_model  # missing weights are told before anything else
-    session.used_moments = False
+    model = session.sampler_model  # missing weights are told before anything else
     path = path or path_for(session)
-    solver = session.solver(variance_for(session), path.times)
-    protocol = sampler_protocol(session, path)
-    folder = session.workdir / "samples" / f"{sampler_name(session)}-{digest(protocol)}"
-    # batches of another size are other files, because images are bitwise equal at the same batching only
-    parts = folder / f"batches-of-{section.batch_size}"
+    key = sampler_key(session, path)
+    folder = session.workdir / "samples" / f"{sampler_name(session)}-{digest(key)}"
+    file = folder / "samples.npz"
     started = time.perf_counter()
-
-    def work(items: range) -> Arrays:
-        return draw(session, solver, path.times, items)
-
-    results = list(sharded(parts, section.samples, section.batch_size, work, "sampling"))
-    images = np.concatenate([result["samples"] for result in results])
-    write_json(folder / "protocol.json", {**protocol, "samples": len(images), "batch_size": section.batch_size})
-    drawing = sum(float(result["seconds"]) for result in results)
-    return Drawn(images, results[0], folder, time.perf_counter() - started, drawing)
-
-
-@torch.inference_mode()
-def draw(session: Session, solver: Solver, times: Array, items: range) -> Arrays:
-    """Samples with these numbers, and what each step was like.
-
-    Raises:
-        UserError: if a state is not finite.
-    """
-    denoise = Counted(session.sampler_model.denoise)
-    numbers = torch.arange(items.start, items.stop, device=session.device)
-    noise = keyed(KeyedNoise(session.config.seed, "sample"), numbers, session.data.shape)
-    started = time.perf_counter()
-    variances, clipped, strip, spread = [], [], [], []
-    shown = set(np.linspace(0, len(times) - 2, min(_STRIP_COLUMNS, len(times) - 1)).round().astype(int).tolist())
-    for k, step in enumerate(sample_path(denoise, solver, session.process, times, noise)):
-        if not torch.isfinite(step.x).all():
-            raise UserError(_not_finite(step))
-        variances.append(float(torch.as_tensor(step.covariance.values, dtype=torch.float64).mean()))
-        clipped.append(float(step.covariance.clipped))
-        if k in shown and items.start == 0:
-            strip.append(step.prediction.x0[:_STRIP_ROWS].cpu().numpy())
-            spread.append(step.covariance.deviation(step.x)[:_STRIP_ROWS].cpu().numpy())
-    pictures = {"strip": np.stack(strip, 1), "deviation": np.stack(spread, 1)} if items.start == 0 else {}
-    return {
-        **pictures,
-        "samples": step.x.cpu().numpy(),
-        "t": times[:0:-1],
-        "variance": np.array(variances),
-        "clipped": np.array(clipped),
-        "nfe": np.array(denoise.calls),
-        "seconds": np.array(time.perf_counter() - started),
-    }
+    found = read_arrays(file, partial(_check, session, path))
+    if found is not None and int(found["batch_size"]) != section.batch_size:
+        found = None  # images are bitwise equal at the same batching only
+    if found is None or len(found["samples"]) < section.samples:
+        with naming(session.house.table, "sampling"):
+            drawn = draw(
+                model.denoise,
+                session.solver(variance_for(session), path.times),
+                session.process,
+                path.times,
+                session.data.shape,
+                section.samples,
+                seed=session.config.seed,
+                batch_size=section.batch_size,
+                device=session.device,
+                keep=Parts(parts_of(file) / f"batches-of-{section.batch_size}", partial(_earlier, found)),
+                encode=session.data.encode,
+            )
+        facts = {"drawing": np.array(drawn.seconds), "batch_size": np.array(section.batch_size)}
+        found = {**drawn.first, "samples": drawn.images, **facts}
+        save_arrays(file, found)
+        shutil.rmtree(parts_of(file), ignore_errors=True)
+    kept = found.pop("samples")[: section.samples]
+    write_json(folder / "protocol.json", {**key, "weights_from": model.source, "samples": len(kept)})
+    seconds, drawing = time.perf_counter() - started, float(found.pop("drawing"))
+    return Samples(kept, found, path, folder, file, seconds, drawing, session.data.decode)
 
 
-def _not_finite(step: Step) -> str:
-    """Why the state may not be finite; asked only then, because looking at the variances waits for the device."""
-    told = f"the state is not finite after the step {step.t:g} -> {step.s:g}; "
-    least = float(torch.as_tensor(step.covariance.values).min())
-    if least < 0.0:
-        return told + f"the variance rule gives values down to {least:.3g} there: set config.rule.bounds = True."
-    return told + "check weights and rule."
+def _check(session: Session, path: Path, arrays: Arrays) -> None:
+    """What a file of samples has to be."""
+    if arrays["samples"].shape[1:] != session.data.shape or arrays["variance"].shape != (path.steps,):
+        raise ValueError(f"samples {arrays['samples'].shape}, {arrays['variance'].shape} steps")
+    _ = arrays["strip"], arrays["deviation"], arrays["shown"], arrays["nfe"], arrays["drawing"], arrays["batch_size"]
+
+
+def _earlier(found: Arrays | None, items: range) -> Arrays | None:
+    """A range of an earlier, shorter run of the same samples."""
+    if found is None or items.stop > len(found["samples"]):
+        return None
+    rest = {name: value for name, value in found.items() if name not in ("samples", "drawing", "batch_size")}
+    return {**rest, "samples": found["samples"][items.start : items.stop], "seconds": np.array(0.0)}

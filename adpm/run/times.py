@@ -7,6 +7,7 @@ the loss under the sampler's target, whatever the loss; weights are 1 where the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +15,15 @@ import torch
 from torch import Tensor
 
 from adpm.errors import UserError
+from adpm.families import Kind
 from adpm.process import Array, Process
+from adpm.run.state import check_tensors
+
+
+def stratified(seed: int, iteration: int, batch_size: int) -> Array:
+    """Uniform numbers in [0, 1), one per stratum of a batch (a lower variance than independent draws)."""
+    offset = np.random.default_rng((seed, iteration)).random()
+    return (offset + np.arange(batch_size) / batch_size) % 1.0
 
 
 class TimeSampler(Protocol):
@@ -36,7 +45,11 @@ class TimeSampler(Protocol):
         """Everything that `update` changed."""
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`.
+
+        Raises:
+            ValueError: saying what is off, if it is not the state of such a sampler.
+        """
 
 
 class Fixed:
@@ -117,12 +130,22 @@ class LossAware:
         return {"losses": torch.from_numpy(self._losses.copy()), "counts": torch.from_numpy(self._counts.copy())}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
+        check_tensors("times", state, self.state())
+        if (state["counts"] < 0).any():
+            raise ValueError("times: counts are negative")
         self._losses[:] = state["losses"].cpu().numpy()
         self._counts[:] = state["counts"].cpu().numpy()
 
 
-TIMES: dict[str, Callable[[Process], TimeSampler]] = {
-    "uniform": lambda process: Fixed(process.uniform_times),
-    "log_snr": lambda process: Fixed(process.log_snr_times),
-    "loss_aware": LossAware,
+@dataclass(frozen=True)
+class TimesFacts:
+    """Attributes: learns: whether losses change the times that are drawn."""
+
+    learns: bool = False
+
+
+TIMES: dict[str, Kind] = {
+    "uniform": Kind(lambda process: Fixed(process.uniform_times), "uniformly over the times", TimesFacts()),
+    "log_snr": Kind(lambda process: Fixed(process.log_snr_times), "evenly in log-SNR", TimesFacts()),
+    "loss_aware": Kind(LossAware, "by the size of the loss, for objectives that are a bound", TimesFacts(learns=True)),
 }

@@ -10,13 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from adpm.errors import UserError
-from adpm.objective import Objective, ObjectiveKind
+from adpm.families import Kind
+from adpm.nn.checkpoint import read_weights
+from adpm.objective import Objective
+from adpm.progress import say
 from adpm.run import heads, weights
 from adpm.run.assembly import Session
-from adpm.run.files import HEAD_TRAINING, TRAINING
-from adpm.run.prepare import moments_key, variance_for
-from adpm.run.report import say
-from adpm.run.times import TIMES
+from adpm.run.checks import named
+from adpm.run.measure import moments_key, variance_for
+from adpm.run.naming import naming
 from adpm.run.training import TrainOptions
 
 
@@ -35,6 +37,7 @@ class Trainee:
         tensors: trained module -> the tensors of the result.
         header: iterations -> what the result says about itself.
         facts: what the training depends on besides the config.
+        start: weights to begin with; None: those that the network has.
     """
 
     network: nn.Module
@@ -46,6 +49,7 @@ class Trainee:
     tensors: Callable[[nn.Module], Mapping[str, Tensor]]
     header: Callable[[int], dict[str, Any]]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    start: Mapping[str, Tensor] | None = None
 
 
 def trainee_for(session: Session) -> Trainee:
@@ -54,72 +58,97 @@ def trainee_for(session: Session) -> Trainee:
     Raises:
         UserError: where objective, network and options do not go together, and when a head has no trained trunk.
     """
-    if not session.tables.denoisers[session.config.denoiser.name].trainable:
+    if not session.trainable:
         raise UserError(f"config.denoiser.name = '{session.config.denoiser.name}' has nothing to train; use network.")
-    kind = session.tables.objectives[session.config.train.objective]
+    kind = session.kind("train.objective")
     _check(session, kind)
-    return _head(session, kind) if kind.trains_head else _whole(session, kind)
+    return _head(session, kind) if kind.facts.trains_head else _whole(session)
 
 
-def _check(session: Session, kind: ObjectiveKind) -> None:
-    config, objectives = session.config, session.tables.objectives
+def options_of(session: Session) -> TrainOptions:
+    """config.train, as the trainer takes it."""
+    section = session.config.train
+    names = TrainOptions.__dataclass_fields__
+    return TrainOptions(**{name: section[name] for name in names if name in section})
+
+
+def _check(session: Session, kind: Kind) -> None:
+    config, objectives, facts = session.config, session.house.families["objective"], kind.facts
     train, network, told = config.train, config.network, f"config.train.objective = '{config.train.objective}'"
-    if kind.trains_head and not session.has_head:
+    has_head = session.outputs[1]
+    if facts.trains_head and not has_head:
         raise UserError(f"{told} trains a head; set config.network.head to simple or complex.")
-    if session.has_head and not kind.trains_head:
-        names = ", ".join(name for name, k in objectives.items() if k.trains_head) or "none known"
+    if has_head and not facts.trains_head:
         raise UserError(
             f"{told} does not train a head, but config.network.head = '{network.head}'; set that to none, or the "
-            f"objective to one that does ({names})."
+            f"objective to one that does ({named(objectives, 'trains_head')})."
         )
-    if kind.learns_variance and not network.learned_variance:
+    if facts.learns_variance and not network.get("learned_variance"):
         raise UserError(
             f"{told} trains the network's own second output; set config.network.learned_variance = True (iddpm)."
         )
-    if not kind.loss_aware and TIMES[train.times](session.process).learns:
-        names = ", ".join(name for name, k in objectives.items() if k.loss_aware) or "none known"
+    if not facts.loss_aware and session.kind("train.times").facts.learns:
         raise UserError(
             f"config.train.times = '{train.times}' goes with objectives whose terms differ by orders of magnitude "
-            f"({names}), not with '{train.objective}'; use uniform or log_snr."
+            f"({named(objectives, 'loss_aware')}), not with '{train.objective}'; use uniform or log_snr."
         )
-    if train.trunk_dropout and not kind.trains_head:
-        raise UserError(f"config.train.trunk_dropout = True is for heads on a trunk; {told} trains no head.")
 
 
-def _whole(session: Session, kind: ObjectiveKind) -> Trainee:
-    objective = kind.build(session.objective_needs(variance_for(session)))  # refuses before the workdir is claimed
-    session.claim(TRAINING)
+def _whole(session: Session) -> Trainee:
+    objective = session.objective(variance_for(session))  # refuses before the workdir is claimed
+    session.claim("weights")
+    session.claim("training")
     return Trainee(
         network=session.network(),
         objective=objective,
-        options=session.train_options,
+        options=options_of(session),
         clip=False,
         name="train",
         file=session.workdir / weights.FILE,
         tensors=lambda module: module.state_dict(),
-        header=lambda iterations: weights.weights_header(session, iterations),
-        facts={"process": weights.process_identity(session)},
+        header=lambda iterations: weights.weights_header(session.place, iterations),
+        facts={"process": weights.process_digest(session.process)},
+        start=_given(session),
     )
 
 
-def _head(session: Session, kind: ObjectiveKind) -> Trainee:
-    name, trunk = session.config.train.objective, session.trunk
-    assert kind.freeze is not None
-    session.claim_head(HEAD_TRAINING)
-    objective = kind.build(session.objective_needs(variance_for(session)))
-    facts = {"trunk": trunk.identity["weights"], "process": weights.process_identity(session)}
-    if session.used_moments:
-        facts |= {"moments": moments_key(session), "estimator": session.config.rule.estimator}
-    if session.train_options.sample_every:
+def _given(session: Session) -> Mapping[str, Tensor] | None:
+    """Fine-tuning: the weights that training begins with, where the config names some.
+
+    Raises:
+        UserError: if they are not there.
+    """
+    named = session.config.network.pretrained
+    if not named:
+        return None
+    file = weights.located(named)
+    if not file.exists():
+        raise UserError(
+            f"config.network.pretrained = '{named}' does not exist; training starts from these weights. Correct the "
+            "path, or set it to '' to start from scratch."
+        )
+    say(f"training starts from '{file}'; set config.network.pretrained = '' to start from scratch.")
+    return read_weights(file)
+
+
+def _head(session: Session, kind: Kind) -> Trainee:
+    name, trunk, place = session.config.train.objective, session.trunk, session.place
+    session.claim("head")
+    with naming(session.house.table, "train"):
+        objective = session.objective(variance_for(session))
+    facts = {"trunk": trunk.weights, "process": weights.process_digest(session.process)}
+    if kind.facts.uses_moments:
+        facts |= {"moments": moments_key(session), "estimator": session.estimator}
+    if session.config.train.sample_every:
         say(f"no sample grids (config.train.sample_every): '{name}' does not change the means that they are made of.")
     return Trainee(
-        network=kind.freeze(trunk.network, session.config.train.trunk_dropout),
+        network=kind.facts.freeze(trunk.network, bool(session.config.train.get("trunk_dropout"))),
         objective=objective,
-        options=replace(session.train_options, sample_every=0),
+        options=replace(options_of(session), sample_every=0),
         clip=session.config.denoiser.clip,
         name="train_head",
         file=session.workdir / heads.FILE,
         tensors=lambda module: module.head.state_dict(),  # type: ignore[union-attr]
-        header=lambda iterations: {**heads.head_header(session, name, iterations), **facts},
+        header=lambda iterations: {**heads.head_header(place, trunk, name, iterations), **facts},
         facts=facts,
     )

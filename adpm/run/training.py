@@ -6,40 +6,42 @@ seeded per iteration, so a state holds no generator, and a killed run that resum
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from adpm.denoiser import Denoise, per_sample
+from adpm.denoiser import Denoise
 from adpm.errors import UserError, lookup
+from adpm.families import Kind
+from adpm.nn.checkpoint import load_weights, state_hash
 from adpm.noise import KeyedNoise
 from adpm.objective import Objective
-from adpm.process import Process
+from adpm.objective import losses as losses_of
+from adpm.process import Array, Process
 from adpm.run.data import DataSet
-from adpm.run.files import differences, write_whole
-from adpm.run.times import TIMES
+from adpm.run.state import check_state, largest, read_state, torch_save_bytes
+from adpm.run.store import differences, write_whole
+from adpm.run.times import TIMES, stratified
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))),
+SCHEDULES: dict[str, Kind] = {
+    "constant": Kind(lambda: lambda done: 1.0, "the same rate throughout"),
+    "cosine": Kind(
+        lambda: lambda done: 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))), "to zero at the last iteration"
+    ),
 }
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """config.train, checked; see configs/base.py for units."""
+    """The fields of config.train that a training may be continued with otherwise."""
 
-    objective: str
     times: str
     iterations: int
     batch_size: int
@@ -53,27 +55,24 @@ class TrainOptions:
     test_every: int
     sample_every: int
     save_every: int
-    trunk_dropout: bool
-
-    def __post_init__(self) -> None:
-        least = dict.fromkeys(("iterations", "batch_size", "log_every", "test_every", "save_every"), 1)
-        least |= dict.fromkeys(("warmup", "sample_every", "weight_decay", "grad_clip"), 0)
-        for name, value in least.items():
-            if not value <= getattr(self, name) < math.inf:
-                raise UserError(f"config.train.{name} = {getattr(self, name)} must be a number of at least {value}.")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise UserError(f"config.train.ema_decay = {self.ema_decay} must lie in [0, 1).")
-        if not 0.0 < self.learning_rate < math.inf:
-            raise UserError(f"config.train.learning_rate = {self.learning_rate} must be positive and finite.")
 
     def rate(self, iteration: int) -> float:
         """Learning rate at an iteration: linear warm-up times the schedule."""
         warm = min(1.0, (iteration + 1) / max(1, self.warmup))
-        return (
-            self.learning_rate
-            * warm
-            * lookup(SCHEDULES, self.schedule, "config.train.schedule")(iteration / self.iterations)
-        )
+        schedule = lookup(SCHEDULES, self.schedule, "config.train.schedule").build()
+        return self.learning_rate * warm * schedule(iteration / self.iterations)
+
+    def decay(self, iteration: int) -> float:
+        """Decay of the average at an iteration k = 0, 1, ...: min(ema_decay, (1 + k) / (10 + k)).
+
+        Without this warm-up, ema_decay^k of the average would still be the initial weights after k iterations.
+        """
+        return min(self.ema_decay, (1 + iteration) / (10 + iteration))
+
+
+def _mixed(seed: int, number: int) -> int:
+    """A seed for torch, whose generator on the CPU reads 32 bits of it: the number itself for seed 0."""
+    return (seed * 0x9E3779B1 + number) % 2**32
 
 
 def batch_indices(seed: int, iteration: int, batch_size: int, size: int) -> Tensor:
@@ -81,52 +80,44 @@ def batch_indices(seed: int, iteration: int, batch_size: int, size: int) -> Tens
     first = iteration * batch_size
     epochs = range(first // size, (first + batch_size - 1) // size + 1)
     order = torch.cat(
-        [torch.randperm(size, generator=torch.Generator().manual_seed((seed << 32) + epoch)) for epoch in epochs]
+        [torch.randperm(size, generator=torch.Generator().manual_seed(_mixed(seed, epoch))) for epoch in epochs]
     )
     start = first - epochs[0] * size
     return order[start : start + batch_size]
 
 
-def stratified(seed: int, iteration: int, batch_size: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), one per stratum of the batch (a lower variance than independent draws)."""
-    offset = np.random.default_rng((seed, iteration)).random()
-    return (offset + np.arange(batch_size) / batch_size) % 1.0
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag, so that a loop can stop between iterations; the second one interrupts."""
-    requested = False
-    previous = signal.getsignal(signal.SIGINT)
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        nonlocal requested
-        if requested:
-            raise KeyboardInterrupt
-        requested = True
-
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: requested
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 class Trainer:
     """The state of a training run and its one iteration.
 
+    The average begins as the network and becomes decay_k average + (1 - decay_k) weights at iteration k = 0, 1, ...,
+    with `TrainOptions.decay`.
+
+    A saved state goes on with other options than it was saved with: a finished training with more iterations, a
+    diverged one with a lower rate. Schedules are functions of the new `iterations`.
+
     Args:
         network: the module to train, whose parameters are exactly what is optimised, clipped and averaged.
-        denoise: denoiser around `network`.
+        denoiser: module -> the denoiser around it that the objective sees; called for the network and its average.
         objective: loss per example.
         state_file: where the state is saved and resumed from.
-        facts: what the state depends on besides the config (a frozen trunk); another one's state is refused.
+        facts: what the state depends on besides the options (a frozen trunk); another one's state is refused.
+        start: weights to begin with, by the network's names, where there is no state yet; the average begins there,
+            too. None: those that the network has.
+
+    Attributes:
+        ema: the average, in `ema.module`.
+        averaged: its denoiser.
+        iteration: iterations that are done.
+        changed: the options that the restored state had otherwise, in words; "" when there are none.
+
+    Raises:
+        UserError: if there is a state that is damaged or of something else, or if `start` does not fit the network.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        denoise: Denoise,
+        denoiser: Callable[[nn.Module], Denoise],
         process: Process,
         data: DataSet,
         objective: Objective,
@@ -134,16 +125,22 @@ class Trainer:
         seed: int,
         state_file: Path,
         facts: Mapping[str, Any] | None = None,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.network, self.denoise, self.process, self.data = network, denoise, process, data
+        self.network, self.process, self.data = network, process, data
         self.objective, self.options, self.seed, self.state_file = objective, options, seed, state_file
-        self.facts = dict(facts or {})
-        self.times = TIMES[options.times](process)
+        self.facts = {**(facts or {}), "seed": seed, "start": None if start is None else state_hash(start)}
+        self.times = TIMES[options.times].build(process)
+        if start is not None:
+            load_weights(network, start, "start")
+        self.denoise = denoiser(network)
         self.device = next(network.parameters()).device
-        self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
-        parameters = [p for p in network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-        self.iteration = 0
+        self.ema = AveragedModel(network, multi_avg_fn=self._average)
+        self.ema.n_averaged += 1  # the weights that it begins with; else its first update would copy
+        self.averaged = denoiser(self.ema.module)
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+        self.iteration, self.changed = 0, ""
         if state_file.exists():
             self._restore()
 
@@ -151,42 +148,40 @@ class Trainer:
         """One iteration; returns its loss, gradient norm and learning rate.
 
         Raises:
-            UserError: if the loss is not finite (the saved state is left as it was).
+            UserError: if the loss or its gradient is not finite (the saved state is left as it was).
         """
         options, i = self.options, self.iteration
-        torch.manual_seed((self.seed << 32) + i)  # dropout
-        stored = self.data.split("train")
-        index = batch_indices(self.seed, i, options.batch_size, len(stored))
-        x0 = self.data.scaled(stored[index]).to(self.device)
-        t, weights = self.times.draw(stratified(self.seed, i, options.batch_size))
-        numbers = i * options.batch_size + torch.arange(options.batch_size, device=self.device)
-        eps = KeyedNoise(self.seed, "train")(numbers, 0, x0.shape[1:])
+        x0, eps, t, weights = self._examples(i)
         self.network.train()
-        losses = self.loss_of(self.denoise, x0, eps, t)
+        with torch.random.fork_rng([x0.device] if x0.is_cuda else []):
+            torch.manual_seed(_mixed(self.seed, i))  # dropout
+            losses = self.loss_of(self.denoise, x0, eps, t)
         loss = (losses * torch.as_tensor(weights, dtype=losses.dtype, device=losses.device)).mean()
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the training loss is {loss.item()} at iteration {i}; lower config.train.learning_rate "
-                f"(now {options.learning_rate}) or config.train.grad_clip. The last saved state is untouched."
-            )
+        self.require_finite("the training loss", loss.item())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, options.grad_clip or math.inf)
+        self.require_finite("the gradient's norm", norm.item())
         rate = options.rate(i)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), options.grad_clip or math.inf)
         self.optimizer.step()
         self.ema.update_parameters(self.network)
         self.times.update(t, losses.detach().double().cpu().numpy())
         self.iteration += 1
         return {"train/loss": loss.item(), "train/grad_norm": norm.item(), "train/learning_rate": rate}
 
-    def loss_of(self, denoise: Denoise, x0: Tensor, eps: Tensor, t: np.ndarray) -> Tensor:
+    def loss_of(self, denoise: Denoise, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
         """The objective of a denoiser at x_t = alpha_t x0 + sigma_t eps, per example."""
-        x = per_sample(self.process.alpha(t), x0) * x0 + per_sample(self.process.sigma(t), x0) * eps
-        return self.objective(denoise(x, t), x0, eps, t)
+        return losses_of(self.objective, denoise, self.process, x0, eps, t)
 
     def save(self) -> None:
+        """Save the state, whole or not at all.
+
+        Raises:
+            UserError: if it is no good, see `check`; the saved state is left as it was.
+        """
+        self.check()
         state = {
             "iteration": self.iteration,
             "network": self.network.state_dict(),
@@ -194,22 +189,86 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "times": self.times.state(),
             "facts": self.facts,
+            "options": dataclasses.asdict(self.options),
         }
-        write_whole(self.state_file, lambda path: torch.save(state, path))
+        write_whole(self.state_file, lambda path: path.write_bytes(torch_save_bytes(state)))
+
+    def check(self) -> None:
+        """Look at everything that would be saved, and at the losses that it leads to.
+
+        Raises:
+            UserError: if weights, average or optimizer, or a loss of the next examples, is not finite.
+        """
+        optimizer = [tensor for entry in self.optimizer.state.values() for tensor in entry.values()]
+        self.require_finite("the largest weight", largest(self.network.state_dict().values()))
+        self.require_finite("the largest averaged weight", largest(self.ema.state_dict().values()))
+        self.require_finite("the largest number of the optimizer", largest(optimizer))
+        x0, eps, t, _ = self._examples(self.iteration)
+        self.network.eval()
+        self.ema.module.eval()
+        with torch.inference_mode():
+            for what, denoise in {"the loss": self.denoise, "the loss of the average": self.averaged}.items():
+                self.require_finite(what, self.loss_of(denoise, x0, eps, t).mean().item())
+
+    def require_finite(self, what: str, value: float) -> None:
+        """Refuse a number that says that the training has diverged.
+
+        Raises:
+            UserError: naming the number and the iteration.
+        """
+        if not math.isfinite(value):
+            kept = f"'{self.state_file}' is the last good state, and goes on with other options"
+            raise UserError(
+                f"{what} is {value} at iteration {self.iteration}; lower config.train.learning_rate (now "
+                f"{self.options.learning_rate}) or config.train.grad_clip"
+                + (f": {kept}." if self.state_file.exists() else ". Nothing was saved yet.")
+            )
+
+    def _examples(self, iteration: int) -> tuple[Tensor, Tensor, Array, Array]:
+        """x0, eps, times and weights of an iteration: a function of (seed, iteration) and of what `times` learned."""
+        size = self.options.batch_size
+        stored = self.data.split("train")
+        x0 = self.data.scaled(stored[batch_indices(self.seed, iteration, size, len(stored))]).to(self.device)
+        t, weights = self.times.draw(stratified(self.seed, iteration, size))
+        numbers = iteration * size + torch.arange(size, device=self.device)
+        return x0, KeyedNoise(self.seed, "train")(numbers, 0, x0.shape[1:]), t, weights
+
+    def _average(self, averages: Any, parameters: Any, count: Any) -> None:
+        get_ema_multi_avg_fn(self.options.decay(self.iteration))(averages, parameters, count)
 
     def _restore(self) -> None:
+        """Go on from the saved state.
+
+        Raises:
+            UserError: if it is damaged, or of another training; nothing was taken from it then.
+        """
+        free = {f"train.{name}": value for name, value in dataclasses.asdict(self.options).items()}
         try:
-            state = torch.load(self.state_file, map_location=self.device, weights_only=True)
-            told = differences(state.get("facts", {}), self.facts)
+            state = read_state(self.state_file)
+            there = {f"train.{name}": value for name, value in state["options"].items()}
+            told = differences(state["facts"], self.facts)
             if not told:
-                self.network.load_state_dict(state["network"])
-                self.ema.load_state_dict(state["ema"])
-                self.optimizer.load_state_dict(state["optimizer"])
-                self.times.restore(state.get("times", {}))
-                self.iteration = int(state["iteration"])
-        except Exception as error:
+                self._take(state)
+        except Exception as error:  # whatever torch says about what it cannot use
+            what = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"'{self.state_file}' is not a training state of this config ({error}); remove it."
+                f"'{self.state_file}' is not a training state of this config ({what}); remove it."
             ) from error
         if told:
             raise UserError(f"'{self.state_file}' is of a training on something else ({told}); remove it.")
+        one_by_one = (differences(there, {name: value}) for name, value in free.items())
+        self.changed = "; ".join(filter(None, one_by_one))
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        """Check a state and take it; of the optimizer what it has learned, and not its options.
+
+        Raises:
+            ValueError: saying what is off.
+        """
+        iteration, groups = state["iteration"], self.optimizer.state_dict()["param_groups"]
+        check_state(state, self.network.state_dict(), self.ema.state_dict(), self.parameters)
+        self.times.restore(state["times"])
+        self.network.load_state_dict(state["network"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        self.iteration = iteration

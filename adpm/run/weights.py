@@ -1,8 +1,9 @@
-"""Where a session's trunk comes from: the workdir's own weights, else the config's; checked and loaded strictly."""
+"""Where a run's trunk comes from: the workdir's own weights, else the config's; checked and loaded strictly."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,120 +12,150 @@ import torch
 from adpm.errors import UserError
 from adpm.nn.checkpoint import load_part, read_header, read_weights
 from adpm.nn.heads import Headed
-from adpm.run.assembly import REFERENCE_TIMES, Session
-from adpm.run.files import TIME_LABEL, differences, digest, identity
-from adpm.run.tables import filled
+from adpm.process import Process
+from adpm.run.store import differences, digest
+from adpm.run.table import Table
 
 FILE = "weights.safetensors"
-
-# What the function that a network computes depends on, besides its weights.
-FUNCTION = (
-    "data.name",
-    "data.low",
-    "data.high",
-    "process",
-    "network",
-    "denoiser.name",
-    "denoiser.predicts",
-    *TIME_LABEL,
-)
-FREE_WHEN_EVALUATED = {"network.dropout"}
-# Fields that files from before them do not have, and what was done then.
-BEFORE = {"denoiser.label": "index"}
+ROOT = Path(__file__).resolve().parents[2]
+"""Of the checkout, in which shipped files lie."""
 
 
-def function_of(config: Mapping[str, Any], session: Session, *more: str) -> dict[str, Any]:
-    """The fields of a config that a network's function depends on, unset ones at their defaults; and the fields `more`.
+@dataclass(frozen=True)
+class Place:
+    """What finding and checking weights needs of a run.
 
-    {} for a file that does not say what made it.
+    Attributes:
+        config: all of it.
+        table: of its fields.
+        workdir: whose own weights come first.
+        process: the forward process.
     """
-    if not config:
-        return {}
-    free = FREE_WHEN_EVALUATED | (REFERENCE_TIMES if session.process.continuous else set())
-    fields = BEFORE | identity(filled(config, session.tables), (*FUNCTION, *more))
-    return {name: value for name, value in fields.items() if name not in free}
+
+    config: Mapping[str, Any]
+    table: Table
+    workdir: Path
+    process: Process
+
+    def same(self, product: str, header: Mapping[str, Any], *more: str) -> str:
+        """How a file's config differs from this one in what the product depends on, in words; "" where it does not."""
+        there = header.get("config", {})
+        if not there:
+            return ""
+        return differences(_fields(self.table, there, product, more), _fields(self.table, self.config, product, more))
+
+    def same_process(self, header: Mapping[str, Any]) -> bool:
+        """Whether a file's process has this log-SNR: betas may change under one name.
+
+        Older files of heads have all digits of it.
+        """
+        return header.get("process") in (None, process_digest(self.process), exact_digest(self.process))
 
 
-def process_identity(session: Session) -> str | None:
-    """What a file says about its process besides the config: betas may change under one name.
+def _fields(table: Table, config: Mapping[str, Any], product: str, more: tuple[str, ...]) -> dict[str, Any]:
+    found = table.part(config, product)
+    extra = {r.name: r.value for r in table.walk(config, more)}
+    return found | {name: extra[name] for name in more}
 
-    None for an SDE, which the config tells alone because its reference times are free. Six digits, because the last
-    bits of a schedule differ between machines, to which files are carried.
+
+def process_digest(process: Process) -> str | None:
+    """The log-SNR of a discrete process's times. Six digits: last bits differ between machines.
+
+    None for an SDE, which the config tells alone because its reference times are free.
     """
-    process = session.process
     return None if process.continuous else digest([f"{v:.6g}" for v in process.log_snr(process.times[1:])])
 
 
-def weights_header(session: Session, iterations: int) -> dict[str, Any]:
+def times_digest(process: Process) -> str:
+    """The log-SNR of all reference times, an SDE's too, which moments and samples depend on."""
+    return digest([f"{v:.6g}" for v in process.log_snr(process.times[1:])])
+
+
+def exact_digest(process: Process) -> str:
+    """As files of version 0.1 have it."""
+    return digest([float(v) for v in process.log_snr(process.times[1:])])
+
+
+def weights_header(place: Place, iterations: int) -> dict[str, Any]:
     """What a file of trained weights says about itself."""
     return {
-        "config": session.config.to_dict(),
-        "process": process_identity(session),
+        "config": dict(place.config),
+        "process": process_digest(place.process),
         "iterations": iterations,
         "weights": "ema",
         "torch": torch.__version__,
     }
 
 
-def load_trunk(session: Session) -> tuple[Headed, Path]:
-    """The network in eval mode with its trunk loaded, without gradients, and where the trunk came from.
+def load_trunk(place: Place, network: Headed) -> tuple[Path, str]:
+    """Load the trunk of a fresh network; it is then in eval mode, without gradients.
+
+    Returns:
+        Where the trunk came from, and what its file does not say and nobody could check.
 
     Raises:
         UserError: when there are no weights, or when they are for another model.
     """
-    found = _find(session)
-    network = session.network()
-    _check_header(session, found, network)
+    found = trunk_file(place)
+    if found is None:
+        raise UserError(f"{missing(place)}.")
+    header = read_header(found)
+    # what the second output is, its objective says; where there is a head, that output is not used
+    own = not network.has_head and bool(place.config["network"].get("learned_variance"))
+    if told := place.same("weights", header, *(("train.objective",) if own else ())):
+        raise UserError(f"weights '{found}' were trained for another model ({told}); change config or weights.")
+    if not place.same_process(header):
+        raise UserError(
+            f"weights '{found}' were trained for another process of the same name (the log-SNR of its times differs); "
+            "set config.process to that one, or name other weights."
+        )
     state = read_weights(found)
     if network.has_head:
         state = {name: tensor for name, tensor in state.items() if not network.in_head(name)}
     load_part(network, state, str(found), network.trunk_state().keys())
     network.eval().requires_grad_(False)
-    return network, found
+    return found, "" if header else assumed(place)
 
 
-def _check_header(session: Session, found: Path, network: Headed) -> None:
-    config, header = session.config, read_header(found)
-    # what the second output is, its objective says; where there is a head, that output is not used
-    more = ("train.objective",) if config.network.learned_variance and not network.has_head else ()
-    there = function_of(header.get("config", {}), session, *more)
-    if told := differences(there, function_of(config.to_dict(), session, *more)):
-        raise UserError(f"weights '{found}' were trained for another model ({told}); change config or weights.")
-    if header.get("process") not in (None, process_identity(session)):
-        raise UserError(
-            f"weights '{found}' were trained for another process of the same name (the log-SNR of its times differs); "
-            "set config.process to that one, or name other weights."
-        )
+def assumed(place: Place) -> str:
+    """What a file of others does not say, as this run takes it."""
+    fields = place.table.part(place.config, "weights")
+    shown = ("process.name", "denoiser.predicts", "denoiser.label", "denoiser.time_shift", "data.low", "data.high")
+    return ", ".join(f"{name} = {fields[name]}" for name in shown if name in fields)
 
 
-def trunk_file(session: Session) -> Path | None:
+def located(name: str) -> Path:
+    """A file that the config names: as it is, or among the shipped ones, from wherever the run was started."""
+    path = Path(name)
+    shipped = ROOT / path
+    return shipped if not path.is_absolute() and not path.exists() and shipped.exists() else path
+
+
+def trunk_file(place: Place) -> Path | None:
     """The workdir's own weights if it has trained, else the config's; None when there are neither."""
-    own, pretrained = session.workdir / FILE, session.config.network.pretrained
-    places = [own, Path(pretrained)] if pretrained else [own]
-    return next((place for place in places if place.exists()), None)
+    own, pretrained = place.workdir / FILE, place.config["network"]["pretrained"]
+    places = [own, located(pretrained)] if pretrained else [own]
+    return next((found for found in places if found.exists()), None)
 
 
-def _find(session: Session) -> Path:
-    """The file of the trunk.
-
-    Raises:
-        UserError: when there is none, naming the places and the command that makes it.
-    """
-    found, own, pretrained = trunk_file(session), session.workdir / FILE, session.config.network.pretrained
-    if found is None and pretrained:
-        raise UserError(
-            f"config.network.pretrained = '{pretrained}' does not exist, and there are no weights at '{own}' either; "
-            f"correct the path, or {_made_by(session)}."
-        )
-    if found is None:
-        raise UserError(f"there are no weights at '{own}'; {_made_by(session)}.")
-    return found
-
-
-def _made_by(session: Session) -> str:
-    if session.tables.objectives[session.config.train.objective].trains_head:
+def missing(place: Place) -> str:
+    """Why there are no weights, and how they come about; "" where there are some."""
+    own, pretrained = place.workdir / FILE, place.config["network"]["pretrained"]
+    if trunk_file(place) is not None:
+        return ""
+    if pretrained:
         return (
-            f"config.train.objective = '{session.config.train.objective}' trains a head on trained weights: train "
+            f"config.network.pretrained = '{pretrained}' does not exist, and there are no weights at '{own}' either; "
+            f"correct the path, or {_made_by(place)}"
+        )
+    return f"there are no weights at '{own}'; name a file in config.network.pretrained, or {_made_by(place)}"
+
+
+def _made_by(place: Place) -> str:
+    objective = place.config["train"]["objective"]
+    if place.table.families["objective"][objective].facts.trains_head:
+        return (
+            f"config.train.objective = '{objective}' trains a head on trained weights: train "
             "those first, --mode=train with a config without a head, same --workdir"
         )
     return "train them: --mode=train, same --config and --workdir"

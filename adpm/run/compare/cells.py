@@ -7,6 +7,7 @@ in the formulation's folder under names of its own, so that a killed comparison 
 
 from __future__ import annotations
 
+import shutil
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,23 +20,23 @@ import torch
 
 from adpm.errors import UserError
 from adpm.nn.checkpoint import state_hash
+from adpm.paths import Path as Steps
+from adpm.progress import Arrays
 from adpm.run.assembly import Session
 from adpm.run.bound import NoBoundError, bound_for
 from adpm.run.compare.grid import Grid
 from adpm.run.compare.method import Method
-from adpm.run.files import digest
+from adpm.run.measure import moments_for, moments_key, moments_path
 from adpm.run.metrics import FrechetDistance
-from adpm.run.paths import ChosenPath, path_for
-from adpm.run.prepare import moments_for, moments_key, moments_path
+from adpm.run.paths import path_for
 from adpm.run.samples import samples_for
-from adpm.run.shards import Arrays, read_arrays, save_arrays
-from adpm.run.tables import BitsPerDim
+from adpm.run.store import digest, read_arrays, record, save_arrays
 
 IMAGES = 24
 """Samples that a record shows."""
 
-LAYOUT = 2
-"""Of the arrays in a record; records of another layout are made again from the batches on disk."""
+LAYOUT = 3
+"""Of the arrays in a record; records of another layout are made again."""
 
 
 @dataclass(frozen=True)
@@ -81,28 +82,30 @@ class Cells:
     @cache  # noqa: B019  (a grid lives as long as the command)
     def _of_method(self, method: Method) -> dict[str, Any]:
         session = self.grid.session(method, self.grid.steps[0])
-        config, kind = session.config, session.solver_kind
-        trajectory = config.trajectory.to_dict()
-        del trajectory["steps"]
+        table, families = session.house.table, session.house.families
+        bound = [("likelihood", families["likelihood"]["bound"])] if self.grid.has_bound(method) else []
+        fields: dict[str, Any] = {}
+        for product in ("samples", "cell", "costs"):
+            fields |= table.part(session.config, product, *bound)
+        for name in ("seed", "trajectory.steps"):
+            fields.pop(name, None)
         return {
             "layout": LAYOUT,
-            "solver": method.solver,
-            "identity": session.model_identity,
+            **session.identity,
             "head": session.sampler_model.head,
             "moments": moments_key(self.grid.root(method.formulation, None)),
             "first_seed": self.grid.seeds[0],
-            "rule": config.rule.to_dict() if kind.uses_rule else None,
-            "eta": config.sampling.eta if kind.uses_eta else None,
-            "trajectory": trajectory,
-            "decoder": config.likelihood.decoder,  # a planned path may price it
+            "own": fields,
         }
 
     def _of_bound(self) -> dict[str, Any]:
-        return self.grid.config.likelihood.to_dict()
+        section = self.grid.config.likelihood
+        return {"split": section.split, "images": section.images}
 
     def _of_samples(self, seed: int) -> dict[str, Any]:
-        sampling = self.grid.config.sampling.to_dict()
-        return {"sampling": sampling, "seed": seed, "distance": self._distance_identity}
+        section = self.grid.config.sampling
+        amounts = {"samples": section.samples, "batch_size": section.batch_size}
+        return {**amounts, "seed": seed, "distance": self._distance_identity}
 
     @cached_property
     def _distance_identity(self) -> list[Any]:
@@ -129,28 +132,26 @@ class Cells:
         size = self.grid.config.sampling.samples
         key = digest([self._distance_identity, size, list(self.grid.seeds)])
         file = self.grid.workdir / "cells" / f"floor-{key}.npz"
-        arrays = read_arrays(file)
-        if arrays is None:
-            arrays = {"distance": np.array([self.distance.floor(size, seed) for seed in self.grid.seeds])}
-            save_arrays(file, arrays)
-        return arrays["distance"].tolist()
+        made = record(file, lambda keep: {"distance": [self.distance.floor(size, seed) for seed in self.grid.seeds]})
+        return made["distance"].tolist()
 
     def measure(self, method: Method) -> list[str]:
         """Make the missing records of a method; returns what went wrong, in words."""
         failed: list[str] = []
-        paths: dict[int, ChosenPath] = {}
-        for record in self.missing(method):
+        paths: dict[int, Steps] = {}
+        for item in self.missing(method):
             try:
                 moments = self.moments(method)
-                if record.steps not in paths:
-                    paths[record.steps] = path_for(self.grid.session(method, record.steps, moments=moments))
-                path = paths[record.steps]
-                session = self.grid.session(method, record.steps, record.seed, moments)
-                arrays = bounded(session, path) if record.seed is None else self._drawn(session, path)
-                save_arrays(record.file, arrays)
+                if item.steps not in paths:
+                    paths[item.steps] = path_for(self.grid.session(method, item.steps, moments=moments))
+                session = self.grid.session(method, item.steps, item.seed, moments)
+                if item.seed is None:
+                    save_arrays(item.file, self._bounded(session, paths[item.steps]))
+                else:
+                    self._drawn(session, paths[item.steps], item.file)
             except Exception as error:  # whatever one cell runs into, the others go on
-                what = "bound" if record.seed is None else f"seed {record.seed}"
-                failed.append(f"{method.name}, K = {record.steps}, {what}: {in_words(error)}")
+                what = "bound" if item.seed is None else f"seed {item.seed}"
+                failed.append(f"{method.name}, K = {item.steps}, {what}: {in_words(error)}")
         return failed
 
     def moments(self, method: Method) -> str:
@@ -162,20 +163,40 @@ class Cells:
     def has_moments(self, method: Method) -> bool:
         return moments_path(self.grid.root(method.formulation, None)).exists()
 
-    def _drawn(self, session: Session, path: ChosenPath) -> Arrays:
-        """Samples of a cell: their distance, what every step was like, and some of them in [0, 1]."""
+    def _drawn(self, session: Session, path: Steps, file: Path) -> None:
+        """Samples of a cell: their distance, what every step was like, and some of them in [0, 1].
+
+        The samples themselves go when the record is there.
+        """
         drawn = samples_for(session, path)
-        images, data, first = torch.as_tensor(drawn.images), session.data, drawn.first
-        return {
-            "distance": np.array(self.distance(2.0 * data.to_unit(images) - 1.0)),
+        data, first = session.data, drawn.first
+        images = (2.0 * data.to_unit(drawn.images(slice(i, i + 4096))) - 1.0 for i in range(0, len(drawn.kept), 4096))
+        arrays = {
+            "distance": np.array(self.distance(images)),
             "nfe": first["nfe"],
             "seconds": np.array(drawn.drawing),
-            "images": data.to_unit(images[:IMAGES]).numpy(),
+            "images": data.to_unit(drawn.images(slice(IMAGES))).numpy(),
             "strip": data.to_unit(torch.as_tensor(first["strip"])).numpy(),
             "t": path.times[1:],
             "log_snr": session.process.log_snr(path.times[1:]),
             "variance": first["variance"][::-1],
             "clipped": first["clipped"].astype(np.float64)[::-1],
+        }
+        save_arrays(file, arrays)
+        shutil.rmtree(drawn.folder, ignore_errors=True)
+
+    def _bounded(self, session: Session, path: Steps) -> Arrays:
+        """The bound of a cell in bits per dimension; none where its path does not begin at the prior."""
+        try:
+            found, _ = bound_for(session, path)
+        except NoBoundError as error:
+            return {"none": np.array(str(error))}
+        total = found.total
+        return {
+            "bits_per_dim": np.array(total.mean),
+            "standard_error": np.array(np.nan if total.error is None else total.error),
+            "terms": found.bits.mean(1),
+            "per_image": found.bits.sum(0),
         }
 
 
@@ -185,18 +206,3 @@ def in_words(error: Exception) -> str:
         return str(error)
     traceback.print_exception(error)
     return f"{type(error).__name__}: {error}"
-
-
-def bounded(session: Session, path: ChosenPath) -> Arrays:
-    """The bound of a cell in bits per dimension; {} -> none, because its path does not begin at the prior."""
-    try:
-        found = bound_for(session, path)
-    except NoBoundError as error:
-        return {"none": np.array(str(error))}
-    total = BitsPerDim.of(found.bits.sum(0))
-    return {
-        "bits_per_dim": np.array(total.mean),
-        "standard_error": np.array(np.nan if total.error is None else total.error),
-        "terms": found.bits.mean(1),
-        "per_image": found.bits.sum(0),
-    }

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,11 @@ from torch import nn
 
 from adpm.errors import UserError, lookup
 from adpm.run.assembly import Session
-from adpm.run.bound import NoBoundError, check_bound
-from adpm.run.cli import load_config
-from adpm.run.compare.method import Method
-from adpm.run.metrics import FEATURES
+from adpm.run.compare.fields import AXES, OWN, shared_fields
+from adpm.run.compare.method import Method, Skipped
+from adpm.run.config import load_config
+from adpm.run.house import House
 from adpm.run.paths import check_path
-from adpm.run.tables import Tables
-
-# What in a comparison's config is about the comparison; the rest takes the place of a formulation's own.
-OWN = ("formulations", "grid", "distance", "shown", "processes")
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """Cells that cannot exist as configured: a method at these numbers of steps, and why."""
-
-    method: Method
-    why: str
-    steps: tuple[int, ...]
 
 
 class Grid:
@@ -41,18 +27,18 @@ class Grid:
     Args:
         config: as configs/compare_base.py has it.
         workdir: of the comparison; a formulation's models, moments and samples lie in the folder of its name.
-        tables: the families by name.
+        house: the families by name.
 
     Raises:
         UserError: naming the field, for names that nobody knows and numbers that nobody can use.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, tables: Tables) -> None:
+    def __init__(self, config: ConfigDict, workdir: Path, house: House) -> None:
         if "grid" not in config:
             raise UserError("this config has no grid of models to compare; use one such as configs/compare_digits.py.")
-        self.config, self.workdir, self.tables = config, workdir, tables
+        self.config, self.workdir, self.house = config, workdir, house
         self._roots: dict[tuple[str, str | None], Session] = {}
-        _check_axes(config, tables)
+        _check_axes(config, house)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -69,13 +55,13 @@ class Grid:
         for formulation, solver, eta, trajectory, rule in itertools.product(
             self.config.formulations, axes.solvers, axes.etas, axes.trajectories, axes.rules
         ):
-            kind = self.tables.solvers[solver]
+            facts = self.house.families["solver"][solver].facts
             method = Method(
                 formulation,
-                rule if kind.uses_rule else None,
+                rule if facts.uses_rule else None,
                 trajectory,
                 solver,
-                float(eta) if kind.uses_eta else None,
+                float(eta) if facts.uses_eta else None,
             )
             if method not in seen:
                 seen.add(method)
@@ -112,22 +98,25 @@ class Grid:
         for told, these in why.items():
             yield Skipped(method, told, these)
 
+    @cached_property
+    def shared(self) -> dict[str, Any]:
+        """What all cells are given, where they read it."""
+        return shared_fields(self.house.table, self.config)
+
     def root(self, formulation: str, rule: str | None) -> Session:
         """The formulation's model, loaded once: with the head that the rule reads, if the formulation has one."""
         section = self.config.formulations[formulation]
         head = section.heads.get(rule) if rule is not None else None
         key = (formulation, None if head is None else rule)
         if key not in self._roots:
-            config = _load((section if head is None else head).config)
-            for name in set(self.config) - set(OWN):
-                _replace(config, name, self.config[name])
-            config.moments.file = config.moments.ms_eps = ""  # a comparison measures its own
-            config.seed = self.seeds[0]
-            if section.pretrained:
-                config.network.pretrained = section.pretrained
-            if head is not None and head.pretrained:
-                config.network.head_pretrained = head.pretrained
-            self._roots[key] = Session(config, self.workdir / formulation, self.tables)
+            path, _, variant = (section if head is None else head).config.partition(":")
+            config, house = load_config(path, variant)
+            fields = {**self.shared, "moments.file": "", "moments.ms_eps": "", "seed": self.seeds[0]}
+            fields |= {"cache": str(self.workdir / "cache")} if not self.shared.get("cache") else {}
+            fields |= {"network.pretrained": section.pretrained} if section.pretrained else {}
+            fields |= {"network.head_pretrained": head.pretrained} if head is not None and head.pretrained else {}
+            house.table.update(config, fields)
+            self._roots[key] = Session.make(config, self.workdir / formulation, house)
         _ = self._roots[key].model  # missing weights are told now
         return self._roots[key]
 
@@ -148,57 +137,37 @@ class Grid:
         Args:
             method, steps: which cell.
             seed: of its noise; the first one when not given.
-            moments: a file of them; empty: those of the formulation's folder.
+            moments: a file of them; empty: those of the cache.
         """
         fields: dict[str, Any] = {
-            "seed": self.seeds[0] if seed is None else seed,
+            **self.shared,
+            "moments.file": moments,
             "trajectory.name": method.trajectory,
             "trajectory.steps": steps,
             "sampling.solver": method.solver,
-            "moments.file": moments,
         }
         if method.rule is not None:
             fields["rule.name"] = method.rule
         if method.eta is not None:
             fields["sampling.eta"] = method.eta
-        return self.root(method.formulation, method.rule).again(fields)
+        return self.root(method.formulation, method.rule).again(fields, self.seeds[0] if seed is None else seed)
 
     def has_bound(self, method: Method) -> bool:
         """Whether the method is a reverse kernel with a finite bound, as far as eta tells."""
-        session = self.session(method, self.steps[0])
-        try:
-            check_bound(session)
-        except NoBoundError:
-            return False
-        return session.solver_kind.uses_rule
+        return self.house.families["solver"][method.solver].facts.uses_rule and method.eta != 0.0
 
     def features(self) -> nn.Module:
         """The network in whose features distances are measured."""
-        return FEATURES[self.config.distance.features](self.any_root.data.shape)
+        return self.house.families["features"][self.config.distance.features].build(self.any_root.data.shape)
 
 
 def data_identity(session: Session) -> dict[str, Any]:
     """The fields of config.data less the range that the network sees."""
-    fields = dict(session.model_identity["data"])
-    for name in ("data.low", "data.high"):
-        fields.pop(name, None)
-    return fields
+    fields = session.house.table.part(session.config, "model")
+    return {k: v for k, v in fields.items() if k.startswith("data.") and k not in ("data.low", "data.high")}
 
 
-def _load(source: str) -> ConfigDict:
-    path, _, variant = source.partition(":")
-    return load_config(path, variant)
-
-
-def _replace(config: ConfigDict, name: str, shared: Any) -> None:
-    """Put a shared field or section in the place of the config's own."""
-    if isinstance(shared, ConfigDict):
-        config[name].update(shared.to_dict())
-    else:
-        config[name] = shared
-
-
-def _check_axes(config: ConfigDict, tables: Tables) -> None:
+def _check_axes(config: ConfigDict, house: House) -> None:
     grid = config.grid
     if not config.formulations:
         raise UserError("config.formulations is empty; name at least one, with formulation(...).")
@@ -213,12 +182,8 @@ def _check_axes(config: ConfigDict, tables: Tables) -> None:
             raise UserError(f"config.grid.{axis} is empty; name at least one.")
         if len(set(grid[axis])) < len(grid[axis]):
             raise UserError(f"config.grid.{axis} = {tuple(grid[axis])} names something twice.")
-    families: Mapping[str, Mapping[str, Any]] = {
-        "rules": tables.rules,
-        "trajectories": tables.trajectories,
-        "solvers": tables.solvers,
-    }
-    for axis, family in families.items():
+    for axis in ("rules", "trajectories", "solvers"):
+        family = house.families[house.table.field(AXES[axis].sets).choices]
         for name in grid[axis]:
             lookup(family, name, f"config.grid.{axis}")
     for axis, least in (("steps", 1), ("seeds", 0)):
@@ -230,10 +195,13 @@ def _check_axes(config: ConfigDict, tables: Tables) -> None:
         raise UserError(f"config.sampling.samples = {config.sampling.samples} must be at least 2, for a distance.")
     if config.shown not in grid.steps:
         raise UserError(f"config.shown = {config.shown} must be one of config.grid.steps = {tuple(grid.steps)}.")
-    if config.processes < 0:
-        raise UserError(f"config.processes = {config.processes} must be at least 0, which means one per core.")
-    lookup(FEATURES, config.distance.features, "config.distance.features")
+    for section, fields in OWN.items():
+        for key, field in fields.items():
+            value, name = (config[section] if section else config)[key], f"config.{section}.{key}".replace("..", ".")
+            field.check(name, value)
+            if field.choices:
+                lookup(house.families[field.choices], value, name)
 
 
 # Folders of a comparison's workdir that are no formulation's.
-RESERVED = ("cells", "tables", "figures", "logs", "tensorboard")
+RESERVED = ("cache", "cells", "tables", "figures", "logs", "tensorboard")

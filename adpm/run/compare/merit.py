@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student_t
 
-from adpm.run.compare.results import Bound, Results, Row
+from adpm.run.compare.results import Bound, Row
 
 NEAREST = 10
 """Methods next to the best that lend it the variance of their differences over seeds."""
@@ -58,16 +58,17 @@ class Merit:
     value: Callable[[Row], float | None]
     error: Callable[[Row], float | None]
     chance: Callable[[Row, Sequence[Row]], list[Chance | None]]
-    rule: Callable[[Results], str]
+    rule: str
+
+    def of(self, row: Row) -> float:
+        """The figure of a row that has it."""
+        value = self.value(row)
+        assert value is not None
+        return value
 
     def text(self, row: Row, sign: str = " ± ") -> str:
-        """The figure with its ±; "–" where there is none."""
-        value = self.value(row)
-        return "–" if value is None else plus_minus(value, self.error(row), sign)
-
-    def told(self, row: Row, sign: str = " ± ") -> str:
-        """The figure with its ± and its name."""
-        return self.phrase.format(self.text(row, sign))
+        """The figure with its ±."""
+        return plus_minus(self.of(row), self.error(row), sign)
 
 
 def ranked(rows: Iterable[Row], merit: Merit) -> list[Row]:
@@ -85,11 +86,11 @@ def tied(rows: Iterable[Row], merit: Merit) -> list[Row]:
     return [best] + [
         row
         for row, chance in zip(others, merit.chance(best, others), strict=True)
-        if chance is not None and (merit.value(row) or 0.0) - (merit.value(best) or 0.0) <= chance.limit
+        if chance is not None and merit.of(row) - merit.of(best) <= chance.limit
     ]
 
 
-def plus_minus(mean: float, error: float | None, sign: str = " ± ") -> str:
+def plus_minus(mean: float, error: float | None = None, sign: str = " ± ") -> str:
     """Figures for people: at most two significant digits of the error, and at most three of a mean after its point.
 
     334 ± 5, 13.4 ± 3.0, 2.35 ± 0.02, 20110 ± 900.
@@ -110,8 +111,7 @@ def _rounded(value: float, places: int) -> str:
 
 
 def _of_distances(best: Row, others: Sequence[Row]) -> list[Chance | None]:
-    seeds = len(best.distances)
-    if seeds < 2:
+    if len(best.distances) < 2:
         return [None] * len(others)
     near = [best, *others[:1]]
     for row in others[1:NEAREST]:
@@ -132,28 +132,6 @@ def _pooled(rows: Sequence[Row]) -> Chance:
     return Chance(error, float(student_t.ppf(0.975, freedom)) * error)
 
 
-def _distance_rule(results: Results) -> str:
-    if len(results.seeds) < 2:
-        return "With one seed there is no spread to judge differences by."
-    return (
-        "Two methods are tied if they differ by less than chance allows in 95 % of cases (Student's t times the "
-        "standard error of their difference), taken seed by seed (paired) because methods share their noise, its "
-        f"variance pooled over all pairs among the best and those tied with it ({NEAREST} at most)."
-    )
-
-
-def _bits(row: Row) -> float | None:
-    return None if row.bound is None else row.bound.total.mean
-
-
-def _bits_error(row: Row) -> float | None:
-    return None if row.bound is None else row.bound.total.error
-
-
-def _of_bits(best: Row, others: Sequence[Row]) -> list[Chance | None]:
-    return [_paired(best.bound, row.bound) for row in others]
-
-
 def _paired(one: Bound | None, other: Bound | None) -> Chance | None:
     if one is None or other is None or one.images != other.images or one.images < 2:
         return None
@@ -162,19 +140,22 @@ def _paired(one: Bound | None, other: Bound | None) -> Chance | None:
     return Chance(error, 2.0 * error)
 
 
-def _bits_rule(results: Results) -> str:
-    return (
-        "Two methods are tied if they differ by less than twice the standard error of their difference, "
-        "taken image by image (paired)."
-    )
-
-
 DISTANCE = Merit(
     "Frechet distance",
     "Frechet distance {}",
     lambda row: row.distance,
     lambda row: row.spread,
     _of_distances,
-    _distance_rule,
+    "Two methods are tied if they differ by less than chance allows in 95 % of cases (Student's t times the standard "
+    "error of their difference), taken seed by seed (paired) because methods share their noise, its variance pooled "
+    f"over all pairs among the best and those tied with it ({NEAREST} at most).",
 )
-BITS = Merit("bits/dim", "{} bits/dim", _bits, _bits_error, _of_bits, _bits_rule)
+BITS = Merit(
+    "bits/dim",
+    "{} bits/dim",
+    lambda row: None if row.bound is None else row.bound.total.mean,
+    lambda row: None if row.bound is None else row.bound.total.error,
+    lambda best, others: [_paired(best.bound, row.bound) for row in others],
+    "Two methods are tied if they differ by less than twice the standard error of their difference, taken image by "
+    "image (paired).",
+)

@@ -29,6 +29,11 @@ class Method:
         return self.solver if self.rule is None else self.rule
 
     @property
+    def setting(self) -> str:
+        """What else a rule is run with, for people."""
+        return self.trajectory if self.eta is None else f"{self.trajectory}, eta {self.eta:g}"
+
+    @property
     def name(self) -> str:
         """For folders and runs."""
         eta = "" if self.eta is None else f"-eta{self.eta:g}"
@@ -37,5 +42,13 @@ class Method:
     @property
     def title(self) -> str:
         """For people."""
-        eta = "" if self.eta is None else f", eta {self.eta:g}"
-        return f"{self.formulation}, {self.sampler}, {self.trajectory}{eta}"
+        return f"{self.formulation}, {self.sampler}, {self.setting}"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Cells that cannot exist as configured: a method at these numbers of steps, and why."""
+
+    method: Method
+    why: str
+    steps: tuple[int, ...]

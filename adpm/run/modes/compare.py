@@ -11,30 +11,33 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from adpm.errors import UserError, lookup
-from adpm.run.compare.board import VIEW, write_board
+from adpm.families import Families
+from adpm.progress import progress, say
+from adpm.run.compare.board import view, write_board
 from adpm.run.compare.cells import Cells, in_words
+from adpm.run.compare.collect import collect, rows_of
 from adpm.run.compare.figures import save_figures
-from adpm.run.compare.grid import Grid, Skipped, data_identity
-from adpm.run.compare.method import Method
-from adpm.run.compare.results import Results, collect, rows_of
-from adpm.run.compare.sheets import write_tables
-from adpm.run.compare.verdict import headline, sections, verdict
-from adpm.run.device import resolve_device
-from adpm.run.files import check_writable, write_whole
-from adpm.run.pool import available, side_by_side
-from adpm.run.report import progress, say
-from adpm.run.tables import Tables
+from adpm.run.compare.grid import Grid, data_identity
+from adpm.run.compare.method import Method, Skipped
+from adpm.run.compare.results import Results
+from adpm.run.compare.tables import write_tables
+from adpm.run.compare.verdict import headline, verdict
+from adpm.run.config import Job
+from adpm.run.families import house
+from adpm.run.store import check_writable, write_whole
+from adpm.run.work import available, resolve_device, side_by_side
 
 
-def compare(config: ConfigDict, workdir: Path, tables: Tables) -> None:
+def compare(job: Job) -> None:
     """Measure what is missing, report everything.
 
     Raises:
         UserError: for a config that is wrong, or when no cell of it can exist as configured; after the report, when
             cells failed.
     """
+    config, workdir = job.config, job.workdir
     check_writable(workdir)
-    grid = Grid(config, workdir, tables)
+    grid = Grid(config, workdir, job.house)
     methods, skipped = grid.plan
     _tell_skipped(grid)
     if not methods:
@@ -109,7 +112,7 @@ def _side_by_side(grid: Grid, work: Callable[[Method], Any], methods: list[Metho
     if processes > 1:
         processes = max(2, min(processes, len(methods)))
     try:
-        yield from side_by_side(work, methods, processes, _begin, grid.config, grid.workdir, grid.tables)
+        yield from side_by_side(work, methods, processes, _begin, grid.config, grid.workdir, grid.house.added)
     except BrokenProcessPool as error:
         raise UserError(
             "a process was ended by the system, perhaps for want of memory; the same command goes on where it stopped, "
@@ -129,8 +132,8 @@ _CELLS: list[Cells] = []
 """The comparison that this process works for."""
 
 
-def _begin(config: ConfigDict, workdir: Path, tables: Tables) -> None:
-    _CELLS[:] = [Cells(Grid(config, workdir, tables))]
+def _begin(config: ConfigDict, workdir: Path, added: Families) -> None:
+    _CELLS[:] = [Cells(Grid(config, workdir, house(added)))]
 
 
 def _moments(method: Method) -> str:
@@ -159,17 +162,12 @@ def _aside(name: str) -> Iterator[None]:
 
 def report(results: Results, skipped: Sequence[Skipped], workdir: Path) -> None:
     """Tables, figures and TensorBoard."""
-    folder = workdir / "tables"
+    folder, board = workdir / "tables", workdir / "tensorboard"
     write_tables(results, skipped, folder)
     write_whole(folder / "verdict.md", lambda path: path.write_text(verdict(results), encoding="utf-8"))
-    figures = save_figures(results, workdir / "figures")
-    files = {name: folder / f"{name}.md" for name in ("frechet_distance", "bits_per_dim", "skipped")}
-    tables = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.exists()}
-    # a card of TensorBoard shows ten lines of a text
-    texts = {**sections(results), **tables}
-    write_board(results, figures, texts, workdir / "tensorboard")
+    write_board(results, save_figures(results, workdir / "figures"), board)
     say(headline(results))
     say(f"tables:      {folder}")
     say(f"figures:     {workdir / 'figures'}")
     say(f"verdict:     {folder / 'verdict.md'}")
-    say(f"TensorBoard: tensorboard --logdir {workdir / 'tensorboard'}, then open http://localhost:6006/{VIEW}")
+    say(f"TensorBoard: tensorboard --logdir {board}, then open http://localhost:6006/{view(results)}")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from adpm.moments import ESTIMATORS, MomentTable
+from adpm.moments import MomentTable
 from adpm.ms_eps import write_ms_eps
+from adpm.plots import measured, moment_figure
+from adpm.progress import say
 from adpm.run.assembly import Session
-from adpm.run.figures import moment_figure, save_figure
-from adpm.run.files import write_whole
-from adpm.run.prepare import moments_for, moments_key
-from adpm.run.report import Report, say
+from adpm.run.figures import save_figure
+from adpm.run.measure import moments_for, moments_key
+from adpm.run.report import Report
+from adpm.run.store import write_whole
 
 _SHOWN = 8
 
@@ -23,14 +25,14 @@ def estimate(session: Session) -> None:
     figure = moment_figure(table, session.process)
     picture = session.workdir / f"{name}.png"
     save_figure(picture, figure)
-    report = Report(session.workdir / "tensorboard" / "estimate" / name)
-    report.figure("moments/posterior_variance", figure)
-    for estimator in _measured(table):
-        values = table.posterior_variance(estimator, session.process)
-        for t, v, e in zip(table.times, values.values, values.errors, strict=True):
-            index = int(np.searchsorted(session.process.times, t))
-            report.scalars({f"moments/{estimator}": float(v), f"moments/{estimator}_standard_error": float(e)}, index)
-    report.close()
+    with Report(session.workdir / "tensorboard" / "estimate" / name) as report:
+        report.figure("moments/posterior_variance", figure)
+        steps = np.searchsorted(session.process.times, table.times).tolist()
+        for estimator in measured(table):
+            values = table.posterior_variance(estimator, session.process)
+            report.curve(f"moments/{estimator}", dict(zip(steps, values.values.tolist(), strict=True)))
+            errors = dict(zip(steps, values.errors.tolist(), strict=True))
+            report.curve(f"moments/{estimator}_standard_error", errors)
     if session.config.moments.write_ms_eps:
         path = session.workdir / f"{name}.ms_eps.pth"
         write_whole(path, lambda p: write_ms_eps(p, table, session.process))
@@ -39,13 +41,8 @@ def estimate(session: Session) -> None:
     say(f"TensorBoard: tensorboard --logdir {session.workdir / 'tensorboard'}")
 
 
-def _measured(table: MomentTable) -> list[str]:
-    """The estimators that the table has statistics for."""
-    return list(ESTIMATORS) if not np.isnan(table.data_variance) else ["gamma"]
-
-
 def _print_table(session: Session, table: MomentTable) -> None:
-    process, names = session.process, _measured(table)
+    process, names = session.process, measured(table)
     estimates = {name: table.posterior_variance(name, process) for name in names}
     known = len(names) > 1  # a published file has no error bars
     told = f", +- one standard error; {len(table.times)} times, {table.draws[0].n} draws each" if known else ""
@@ -56,7 +53,7 @@ def _print_table(session: Session, table: MomentTable) -> None:
             f"{e.values[i]:14.3e}" + (f" +- {e.errors[i]:.1e}" if known else "") for e in estimates.values()
         )
         say(f"{table.times[i]:8g} {float(process.log_snr(table.times[i])):8.2f}  {cells}")
-    chosen = session.config.rule.estimator
+    chosen = session.estimator
     if known and len(table.times) > 3:
         left_out = np.abs(table.interpolation_error(chosen, process))
         relative = estimates[chosen].errors / np.abs(estimates[chosen].values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,11 +11,13 @@ from torch import Tensor
 from adpm.denoiser import Denoise
 from adpm.nn.checkpoint import save_weights
 from adpm.noise import KeyedNoise
+from adpm.progress import progress, say
 from adpm.run.assembly import Session
-from adpm.run.files import write_whole
-from adpm.run.report import Report, image_grid, progress, say
+from adpm.run.interrupts import Stop, deferred_interrupt
+from adpm.run.report import Report, image_grid
+from adpm.run.store import write_whole
 from adpm.run.trainees import Trainee, trainee_for
-from adpm.run.training import Trainer, deferred_interrupt
+from adpm.run.training import Trainer
 from adpm.sampler import keyed, sample
 from adpm.solver import ReverseGaussian
 from adpm.trajectory import Request, trajectory
@@ -26,38 +30,21 @@ def train(session: Session) -> None:
     """Train until config.train.iterations, from the saved state if there is one."""
     trainee = trainee_for(session)
     trainer = make_trainer(session, trainee)
-    options = trainer.options
+    board = session.workdir / "tensorboard"
     if trainer.iteration:
-        say(f"continuing at iteration {trainer.iteration} of {options.iterations}.")
-    parameters = sum(p.numel() for p in trainer.network.parameters())
-    say(f"training {parameters:,} parameters on {session.device} ({session.config.precision}).")
-    report = Report(session.workdir / "tensorboard" / trainee.name, purge_step=trainer.iteration)
-    averaged = session.denoiser(trainer.ema.module.eval(), clip=trainee.clip)
-    shown = session.denoiser(trainer.ema.module, clip=True)
-    bar = progress(range(trainer.iteration, options.iterations), total=options.iterations, initial=trainer.iteration)
-    with deferred_interrupt() as interrupted:
-        for _ in bar:
-            values = trainer.step()
-            done = trainer.iteration
-            bar.set_postfix(loss=f"{values['train/loss']:.4f}", refresh=False)
-            if done % options.log_every == 0:
-                report.scalars(values, done)
-            if done % options.test_every == 0 or done == options.iterations:
-                losses = test_losses(session, trainer, averaged)
-                report.scalars(losses, done)
-                say(f"iteration {done}: test loss {losses['test/loss']:.4f} (EMA), loss {values['train/loss']:.4f}")
-            if options.sample_every and done % options.sample_every == 0:
-                report.picture("train/samples", preview(session, shown), done)
-            if done % options.save_every == 0 or done == options.iterations or interrupted():
-                trainer.save()
-            if interrupted():
-                report.close()
-                say(f"stopped after iteration {done}; the state is saved in '{trainer.state_file}'.")
-                raise KeyboardInterrupt
+        changed = f" ({trainer.changed})" if trainer.changed else ""
+        say(f"continuing at iteration {trainer.iteration} of {trainer.options.iterations}{changed}.")
+    if trainer.iteration < trainer.options.iterations:
+        parameters = sum(p.numel() for p in trainer.network.parameters())
+        say(f"training {parameters:,} parameters on {session.device} ({session.config.precision}).")
+        shown = session.denoiser(trainer.ema.module, clip=True)
+        chosen = {"objective": session.config.train.objective} | dataclasses.asdict(trainer.options)
+        with Report(board / trainee.name, last=trainer.iteration) as report, deferred_interrupt() as stop:
+            report.trial(trainee.name, chosen)
+            loop(trainer, report, shown, stop)
     export(trainee, trainer)
-    report.close()
     say(f"weights (EMA): {trainee.file}")
-    say(f"TensorBoard: tensorboard --logdir {session.workdir / 'tensorboard'}")
+    say(f"TensorBoard: tensorboard --logdir {board}")
 
 
 def make_trainer(session: Session, trainee: Trainee | None = None) -> Trainer:
@@ -65,7 +52,7 @@ def make_trainer(session: Session, trainee: Trainee | None = None) -> Trainer:
     trainee = trainee or trainee_for(session)
     return Trainer(
         trainee.network,
-        session.denoiser(trainee.network, clip=trainee.clip),
+        lambda network: session.denoiser(network, clip=trainee.clip),
         session.process,
         session.data,
         trainee.objective,
@@ -73,40 +60,88 @@ def make_trainer(session: Session, trainee: Trainee | None = None) -> Trainer:
         session.config.seed,
         session.workdir / f"{trainee.name}_state.pt",
         trainee.facts,
+        trainee.start,
     )
 
 
+def loop(trainer: Trainer, report: Report, shown: Denoise, stop: Stop) -> None:
+    """All iterations that are left, with their reports; a state is saved after what was reported up to it.
+
+    Args:
+        shown: denoiser of the average that sample grids are made with.
+        stop: asks the loop to stop after an iteration.
+
+    Raises:
+        UserError: when the training diverges.
+        KeyboardInterrupt, SystemExit: when it was stopped, with its state saved.
+    """
+    options = trainer.options
+    left = range(trainer.iteration, options.iterations)
+    bar = progress(left, total=options.iterations, initial=trainer.iteration, what="iteration")
+    for _ in bar:
+        values = trainer.step()
+        done, last = trainer.iteration, trainer.iteration == options.iterations
+        bar.set_postfix(refresh=False, loss=f"{values['train/loss']:.4f}")
+        if done % options.log_every == 0:
+            report.scalars(values, done)
+        if done % options.test_every == 0 or last:
+            loss = held_out_loss(trainer)
+            report.scalars({"test/loss": loss}, done)
+            say(f"iteration {done}: test loss {loss:.4f} (EMA), loss {values['train/loss']:.4f}")
+        if options.sample_every and done % options.sample_every == 0:
+            report.picture("train/samples", preview(trainer, shown), done)
+        if done % options.save_every == 0 or last or stop.requested:
+            report.flush()  # a state goes on with what was reported before it
+            trainer.save()
+        if stop.requested:
+            say(f"stopped after iteration {done}; the state is saved in '{trainer.state_file}'.")
+            raise stop.error()
+
+
 @torch.inference_mode()
-def test_losses(session: Session, trainer: Trainer, denoise: Denoise) -> dict[str, float]:
-    """The EMA network's loss on test images, the same times and noise at every call."""
+def held_out_loss(trainer: Trainer) -> float:
+    """The EMA network's loss on test images, the same times and noise at every call.
+
+    Raises:
+        UserError: if it is not finite.
+    """
     trainer.ema.module.eval()  # again: a trunk that a head's average shares with the trained head is in its mode
-    images = session.data.split("test")[:_TEST_IMAGES]
-    noise = KeyedNoise(session.config.seed, "test loss")
+    data, process = trainer.data, trainer.process
+    images = data.split("test")[:_TEST_IMAGES]
+    noise = KeyedNoise(trainer.seed, "test loss")
     total = 0.0
     for k in range(_TEST_PASSES):
         # golden-ratio times: evenly spread over 1..N without a seed
         fractions = (np.arange(len(images)) * 0.618033988749895 + k / _TEST_PASSES) % 1.0
-        times = session.process.uniform_times(fractions)
-        for numbers in torch.arange(len(images)).split(session.config.train.batch_size):
-            x0 = session.data.scaled(images[numbers]).to(session.device)
-            eps = noise(numbers.to(session.device), k, x0.shape[1:])
-            total += trainer.loss_of(denoise, x0, eps, times[numbers.numpy()]).sum().item()
-    return {"test/loss": total / (_TEST_PASSES * len(images))}
+        times = process.uniform_times(fractions)
+        for numbers in torch.arange(len(images)).split(trainer.options.batch_size):
+            x0 = data.scaled(images[numbers]).to(trainer.device)
+            eps = noise(numbers.to(trainer.device), k, x0.shape[1:])
+            total += trainer.loss_of(trainer.averaged, x0, eps, times[numbers.numpy()]).sum().item()
+    loss = total / (_TEST_PASSES * len(images))
+    trainer.require_finite("the test loss", loss)
+    return loss
 
 
 @torch.inference_mode()
-def preview(session: Session, denoise: Denoise) -> Tensor:
+def preview(trainer: Trainer, denoise: Denoise) -> Tensor:
     """A grid of DDPM samples of the EMA network, the same noise at every call."""
-    process = session.process
+    process, data = trainer.process, trainer.data
     times = process.times[trajectory("even", Request(process, min(_PREVIEW_STEPS, process.steps)))]
-    numbers = torch.arange(_PREVIEW_SAMPLES, device=session.device)
-    noise = keyed(KeyedNoise(session.config.seed, "preview"), numbers, session.data.shape)
+    numbers = torch.arange(_PREVIEW_SAMPLES, device=trainer.device)
+    noise = keyed(KeyedNoise(trainer.seed, "preview"), numbers, data.shape)
+    trainer.ema.module.eval()
     for step in sample(denoise, ReverseGaussian(process, Small()), process, times, noise):
         x = step.x
-    return image_grid(session.data.to_unit(x).cpu())
+    return image_grid(data.to_unit(x).cpu())
 
 
 def export(trainee: Trainee, trainer: Trainer) -> None:
-    """Write the EMA weights with what made them."""
+    """Write the EMA weights with what made them.
+
+    Raises:
+        UserError: if they are not finite.
+    """
+    trainer.check()
     state, header = trainee.tensors(trainer.ema.module), trainee.header(trainer.iteration)
     write_whole(trainee.file, lambda path: save_weights(path, state, header))

@@ -1,0 +1,246 @@
+"""The costs of single steps: what a step adds to the variational bound, from moments or measured.
+
+With gamma_t the SNR, Var_t = E||x_0 - x0_hat(x_t)||^2 / d and the kernel of a step t -> s, 1 <= s < t, what the step
+adds is, in nats per dimension,
+
+    kl       1/2 log1p((gamma_s - gamma_t) Var_t)                                with the optimal isotropic variance
+    bound    1/2 [lambda2/w - 1 + log(w/lambda2) + gain^2 Var_t / w]             with variance w, any eta in (0, 1]
+
+(`kl` orders paths as Analytic-DPM's J does, Bao et al. 2022, Theorem 3.) The last step t -> 0 costs the data term
+F[0, t], which is measured; without it every path goes through the first reference time at cost 0, the published
+convention, and K counts the step 1 -> 0 too.
+
+For exact scores kappa_t = 1/Var_t - gamma_t cannot fall as the SNR rises, and then the `kl` costs satisfy the Monge
+condition of adpm/shortest_path.py: log(kappa_t + gamma_s) has mixed derivative -1/(kappa_t + gamma_s)^2. Monte-Carlo
+noise breaks this locally, so `kl` plans on the weighted monotone projection of kappa and reports what that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import isotonic_regression
+
+from adpm.errors import UserError
+from adpm.families import Field, Kind
+from adpm.kernel import Kernel, reverse_kernel, step_nats
+from adpm.process import Array, Process
+from adpm.shortest_path import IntArray, edge_table, path_cost
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Edge costs to plan on, and the costs by which a path is then judged.
+
+    Attributes:
+        table: F [N+1, N+1], F[s, t] for s < t, +inf elsewhere.
+        raw: cost of a path, with no projection.
+    """
+
+    table: Array
+    raw: Callable[[IntArray], float]
+
+
+def kl(process: Process, variance: Array, s: IntArray, t: IntArray) -> Array:
+    """1/2 log1p((gamma_s - gamma_t) Var_t) for indices 1 <= s < t that broadcast, in nats per dimension."""
+    log_snr_s, log_snr_t = process.log_snr(process.times[s]), process.log_snr(process.times[t])
+    return _kl(log_snr_s, log_snr_t, variance[t])
+
+
+def _kl(log_snr_s: Array, log_snr_t: Array, variance_t: Array) -> Array:
+    snr_drop = -np.exp(log_snr_s) * np.expm1(log_snr_t - log_snr_s)
+    return 0.5 * np.log1p(snr_drop * variance_t)
+
+
+def project_variance(process: Process, variance: ArrayLike, variance_se: ArrayLike | None = None) -> Array:
+    """Var [N+1] whose kappa_t = 1/Var_t - gamma_t never falls as the SNR rises and never lies below 0.
+
+    Isotonic regression of kappa over t = 1..N with weights 1/se(kappa)^2, se(kappa) = se(Var)/Var^2; without standard
+    errors every Var_t counts as known to the same relative error. Entry 0 is 0.
+
+    Raises:
+        UserError: if a variance or a standard error is not a positive number.
+    """
+    values = _positive(process, variance, "variance")
+    errors = values if variance_se is None else _positive(process, variance_se, "variance_se")
+    snr = np.exp(process.log_snr(process.times[1:]))
+    kappa = 1.0 / values[1:] - snr
+    weights = (values[1:] ** 2 / errors[1:]) ** 2
+    monotone = isotonic_regression(kappa, weights=weights / weights.max(), increasing=False).x
+    return np.concatenate([[0.0], 1.0 / (np.maximum(monotone, 0.0) + snr)])
+
+
+def _positive(process: Process, values: ArrayLike, name: str) -> Array:
+    """`values` as float64 [N+1], refused unless the entries 1..N are positive numbers."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (process.steps + 1,):
+        raise UserError(f"`{name}` must hold N + 1 = {process.steps + 1} numbers (entry 0 unused), got {array.shape}.")
+    bad = np.flatnonzero(~((array[1:] > 0) & np.isfinite(array[1:])))
+    if bad.size:
+        t = int(bad[0]) + 1
+        raise UserError(f"`{name}`[{t}] = {array[t]:.6g} must be a positive number; estimate it from more draws.")
+    return array
+
+
+def first_edges(process: Process, data_term: ArrayLike | None) -> Array:
+    """F[0, :]: the data term, or 0 for t = 1 and +inf elsewhere.
+
+    Raises:
+        UserError: if the data term has another shape than [N+1] or is NaN or -inf somewhere in 1..N.
+    """
+    first = np.full(process.steps + 1, np.inf)
+    if data_term is None:
+        first[1] = 0.0
+        return first
+    given = np.asarray(data_term, dtype=np.float64)
+    if given.shape != first.shape:
+        raise UserError(f"`data_term` must hold N + 1 = {len(first)} numbers, entry 0 unused, got shape {given.shape}.")
+    if not (given[1:] > -np.inf).all():
+        raise UserError("`data_term` must hold numbers, or +inf where no path may start, but it has NaN or -inf.")
+    first[1:] = given[1:]
+    return first
+
+
+def kl_costs(
+    process: Process,
+    variance: ArrayLike,
+    variance_se: ArrayLike | None = None,
+    data_term: ArrayLike | None = None,
+    project: bool = True,
+) -> Costs:
+    """Costs of the optimal isotropic variance, planned on the monotone projection unless `project` is False.
+
+    Args:
+        process: the forward process.
+        variance: [N+1], E||x_0 - x0_hat(x_t)||^2 / d, entry 0 ignored.
+        variance_se: [N+1], its standard errors; None: equal relative errors.
+        data_term: [N+1], F[0, t] in nats per dimension; None: every path goes through index 1.
+        project: False plans on the variance as given.
+    """
+    raw = _positive(process, variance, "variance")
+    used = project_variance(process, raw, variance_se) if project else raw
+    first = first_edges(process, data_term)
+    log_snr = np.concatenate([[np.inf], process.log_snr(process.times[1:])])
+    table = edge_table(process.steps, lambda t: _kl(log_snr[1:t], log_snr[t], used[t]))
+    table[0] = first
+
+    def judged(path: IntArray) -> float:
+        return float(first[path[1]] + kl(process, raw, path[1:-1], path[2:]).sum())
+
+    return Costs(table, judged)
+
+
+def bound_costs(
+    process: Process,
+    variance: ArrayLike,
+    rule: Callable[[Kernel], ArrayLike],
+    eta: float = 1.0,
+    data_term: ArrayLike | None = None,
+) -> Costs:
+    """Costs of any scalar variance rule.
+
+    Args:
+        process: the forward process.
+        variance: [N+1], E||x_0 - x0_hat(x_t)||^2 / d, entry 0 ignored.
+        rule: kernel of many steps -> their variances w, a positive number or array that broadcasts.
+        eta: in (0, 1].
+        data_term: [N+1], F[0, t] in nats per dimension; None: every path goes through index 1.
+
+    Raises:
+        UserError: at eta = 0, or if the rule gives a variance that is not positive.
+    """
+    if eta == 0.0:
+        raise UserError(
+            "`eta` = 0 has lambda2 = 0 and therefore no finite likelihood bound to plan on; "
+            "take the path of `eta` = 1 (costs 'kl'), or a fixed trajectory such as 'even'."
+        )
+    values, times = _positive(process, variance, "variance"), process.times
+
+    def column(t: int) -> Array:
+        kernel = reverse_kernel(process, times[t], times[1:t], eta)
+        w = np.asarray(rule(kernel), dtype=np.float64)
+        if not (w > 0).all():
+            raise UserError(f"the variance rule gives {w.min():.6g} for steps from t = {times[t]:g}, not above 0.")
+        return step_nats(kernel, w, values[t])
+
+    table = edge_table(process.steps, column)
+    table[0] = first_edges(process, data_term)
+    return measured_costs(table)
+
+
+def measured_costs(table: ArrayLike) -> Costs:
+    """Costs F [N+1, N+1] measured edge by edge, data term included; the table is planned on as it is."""
+    costs = np.asarray(table, dtype=np.float64)
+    return Costs(costs, lambda path: path_cost(costs, path))
+
+
+@dataclass(frozen=True)
+class CostNeeds:
+    """What the builder of costs may ask for; everything that costs work is a function.
+
+    Attributes:
+        process: the forward process.
+        variance, errors: [N+1], E||x_0 - x0_hat(x_t)||^2 / d by the moments, and its standard errors; entry 0 unused.
+        data_row: [N+1], F[0, t], or None where the last step is not priced.
+        width: kernel of many steps -> the rule's variances, for rules that are one number per step.
+        table: [N+1, N+1], the rule's measured costs.
+        eta: of the kernel.
+    """
+
+    process: Process
+    variance: Callable[[], Array]
+    errors: Callable[[], Array]
+    data_row: Callable[[], Array | None]
+    width: Callable[[], Callable[[Kernel], Array]]
+    table: Callable[[], Array]
+    eta: float
+
+
+@dataclass(frozen=True)
+class CostFacts:
+    """What may be asked of a way to price steps without building it.
+
+    Attributes:
+        of_rule: whether the costs are those of the rule and eta in use, else of the best scalar at eta = 1.
+        of_states: whether the rule may depend on the state.
+        uses_moments: whether it needs Var_t whatever the rule.
+    """
+
+    of_rule: bool = False
+    of_states: bool = True
+    uses_moments: bool = False
+
+
+def _priced_kl(needs: CostNeeds, projection: bool = True) -> Costs:
+    return kl_costs(needs.process, needs.variance(), needs.errors(), needs.data_row(), projection)
+
+
+def _priced_bound(needs: CostNeeds) -> Costs:
+    return bound_costs(needs.process, needs.variance(), needs.width(), needs.eta, needs.data_row())
+
+
+_OF_RULE = ("rule.name", "sampling.eta")
+
+COSTS: dict[str, Kind] = {
+    "kl": Kind(
+        _priced_kl,
+        "the bound of the best scalar variance, from the moments",
+        CostFacts(uses_moments=True),
+        {"projection": Field(True, "plan on the monotone projection of the excess precision")},
+    ),
+    "bound": Kind(
+        _priced_bound,
+        "the bound of a rule with one variance per step, from the moments",
+        CostFacts(of_rule=True, of_states=False, uses_moments=True),
+        reads=_OF_RULE,
+    ),
+    "measured": Kind(
+        lambda needs: measured_costs(needs.table()),
+        "the bound of any rule, measured on training images at every time",
+        CostFacts(of_rule=True),
+        reads=(*_OF_RULE, "moments.draws"),
+    ),
+}

@@ -1,0 +1,132 @@
+"""Samples in batches, with what every step was like."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adpm.denoiser import Counted, Denoise
+from adpm.errors import UserError
+from adpm.noise import KeyedNoise
+from adpm.process import Array, Process
+from adpm.progress import Arrays, Keep, in_memory
+from adpm.sampler import keyed, sample
+from adpm.solver import Solver, Step
+
+STRIP_ROWS, STRIP_COLUMNS = 8, 10
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples.
+
+    Attributes:
+        images: [n, ...], in the data's range, or as the caller encodes them.
+        first: of the first batch: "strip" and "deviation" [rows, columns, ...], x0 and standard deviations along the
+            path; "shown" [columns], their times; "t", "variance", "clipped" [K], of every step; "nfe".
+        seconds: that drawing took, in all batches, whenever that was.
+    """
+
+    images: NDArray[Any]
+    first: Arrays
+    seconds: float
+
+
+def draw(
+    denoise: Denoise,
+    solver: Solver,
+    process: Process,
+    times: Array,
+    shape: tuple[int, ...],
+    count: int,
+    *,
+    seed: int,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    keep: Keep = in_memory,
+    encode: Callable[[NDArray[Any]], NDArray[Any]] = lambda images: images,
+) -> Drawn:
+    """`count` samples along a path; sample i is a function of (seed, i), whatever the batches.
+
+    Args:
+        denoise, solver, process, times: the sampler and its path [K+1], increasing from 0.
+        shape: of a sample.
+        count: how many.
+        seed: of the noise.
+        batch_size: samples per network call.
+        device: where the states lie.
+        keep: see `Keep`.
+        encode: images as they are to be kept.
+
+    Raises:
+        UserError: if a state is not finite.
+    """
+
+    def work(items: range) -> Arrays:
+        numbers = torch.arange(items.start, items.stop, device=device)
+        arrays = draw_batch(denoise, solver, process, times, numbers, shape, seed)
+        return {**arrays, "samples": encode(arrays["samples"])}
+
+    images, first, seconds, done = np.empty(0), Arrays(), 0.0, 0
+    for part in keep(count, batch_size, work, "sampling"):
+        batch = part.pop("samples")
+        if not done:
+            images, first = np.empty((count, *batch.shape[1:]), batch.dtype), part
+        images[done : done + len(batch)] = batch
+        done += len(batch)
+        seconds += float(part["seconds"])
+    return Drawn(images, first, seconds)
+
+
+@torch.inference_mode()
+def draw_batch(
+    denoise: Denoise,
+    solver: Solver,
+    process: Process,
+    times: Array,
+    numbers: torch.Tensor,
+    shape: tuple[int, ...],
+    seed: int,
+) -> Arrays:
+    """The samples with these numbers, and what each step was like; pictures along the path with number 0 only."""
+    counted, shows = Counted(denoise), int(numbers[0]) == 0
+    noise = keyed(KeyedNoise(seed, "sample"), numbers, shape)
+    started = time.perf_counter()
+    variances, clipped, strip, spread = [], [], [], []
+    last = len(times) - 2
+    shown = sorted(set(np.linspace(0, last, min(STRIP_COLUMNS, last + 1)).round().astype(int).tolist()))
+    for k, step in enumerate(sample(counted, solver, process, times, noise)):
+        _require_finite(step)
+        variances.append(torch.as_tensor(step.covariance.values, dtype=torch.float64).mean())
+        clipped.append(step.covariance.clipped)
+        if shows and k in shown:
+            strip.append(step.prediction.x0[:STRIP_ROWS].cpu().numpy())
+            spread.append(step.covariance.deviation(step.x)[:STRIP_ROWS].cpu().numpy())
+    down = times[:0:-1]
+    pictures = {"strip": np.stack(strip, 1), "deviation": np.stack(spread, 1), "shown": down[shown]} if shows else {}
+    return {
+        **pictures,
+        "samples": step.x.cpu().numpy(),
+        "t": down,
+        "variance": np.array([float(v) for v in variances]),
+        "clipped": np.array([float(c) for c in clipped]),
+        "nfe": np.array(counted.calls),
+        "seconds": np.array(time.perf_counter() - started),
+    }
+
+
+def _require_finite(step: Step) -> None:
+    """Refuse a state that is not finite; looked at once, at the end, where the device would have to be waited for."""
+    if (step.x.is_cuda and step.s > 0.0) or bool(torch.isfinite(step.x).all()):
+        return
+    told = f"the state is not finite after the step {step.t:g} -> {step.s:g}; "
+    least = float(torch.as_tensor(step.covariance.values).min())
+    if least < 0.0:
+        raise UserError(f"{told}the variance rule gives values down to {least:.3g} there: set `rule.bounds` = True.")
+    raise UserError(f"{told}check weights and rule.")

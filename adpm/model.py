@@ -1,0 +1,462 @@
+"""The front door: a noise predictor and its process, and everything that is measured, planned and drawn with them.
+
+    model = Model(network, process=linear(1000), predicts="eps", data_range=(-1, 1))
+    moments = model.measure(images)                                   # Var[x_0 | x_t] with error bars
+    plan = model.plan(moments, steps=10)                              # the times that lose least
+    samples = model.sample(plan, rule="analytic", n=64)
+    bits = model.bits_per_dim(test_images, plan, rule="analytic", levels=256)
+
+Data have any shape: images [C, H, W] or vectors [d]. Nothing global is touched: no random state, no thread count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path as File
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adpm.bound import Bound, Terms, bound_of
+from adpm.costs import COSTS
+from adpm.denoiser import EPS_AFTER_CLIP, LABELS, PREDICTIONS, Denoise, Denoiser, TimeLabel
+from adpm.drawing import draw
+from adpm.draws import Source, measure
+from adpm.errors import UserError, lookup
+from adpm.families import Families, built
+from adpm.likelihood import DECODERS, Decoder, DecoderNeeds, Levels, first_posterior_variance
+from adpm.moments import ESTIMATORS, Estimate, MomentTable, spread_times, stacked, unstacked
+from adpm.paths import (
+    Path,
+    data_row,
+    find_path,
+    gamma_of,
+    measure_cost_table,
+    measure_data_row,
+    moment_needs,
+    planning_images,
+)
+from adpm.planning import BUDGETS, PLANNING_METHODS
+from adpm.process import Array, Process
+from adpm.progress import Arrays, Keep, in_memory
+from adpm.solver import SOLVERS, Solver
+from adpm.trajectory import TRAJECTORIES
+from adpm.variance import RULES, Rule, RuleNeeds
+
+FAMILIES: Families = {
+    "prediction": PREDICTIONS,
+    "label": LABELS,
+    "eps_after_clip": EPS_AFTER_CLIP,
+    "estimator": ESTIMATORS,
+    "rule": RULES,
+    "cost": COSTS,
+    "budget": BUDGETS,
+    "planning_method": PLANNING_METHODS,
+    "trajectory": TRAJECTORIES,
+    "solver": SOLVERS,
+    "decoder": DECODERS,
+}
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Var[x_0 | x_t] per dimension with error bars, at measured times.
+
+    Attributes:
+        table: what was measured.
+        process: whose times they are.
+    """
+
+    table: MomentTable
+    process: Process
+
+    @property
+    def times(self) -> Array:
+        """[T], where it was measured."""
+        return self.table.times
+
+    def estimate(self, estimator: str = "residual") -> Estimate:
+        """Values, standard errors and intervals at the measured times."""
+        return self.table.posterior_variance(estimator, self.process)
+
+    def variance(self, estimator: str = "residual") -> Callable[[Array], Array]:
+        """Var[x_0 | x_t] as a function of time."""
+        return self.table.variance(estimator, self.process)
+
+    def plot(self) -> Any:
+        """A matplotlib figure: Var[eps | x_t] by each estimator, and the excess precision."""
+        from adpm.plots import moment_figure
+
+        return moment_figure(self.table, self.process)
+
+    def save(self, path: str | File) -> None:
+        """Write one npz file, which `load` and `config.moments.file` read."""
+        self.table.save(File(path))
+
+    @staticmethod
+    def load(path: str | File, process: Process) -> Moments:
+        """Moments from a file of `save`.
+
+        Raises:
+            UserError: if there is no such file.
+        """
+        return Moments(MomentTable.load(File(path)), process)
+
+
+class Model:
+    """A noise predictor and its process.
+
+    Args:
+        network: (x [B, ...], label [B]) -> [B, ...]; a module or any callable.
+        process: the forward process it was trained for.
+        predicts: what its output is: "eps", "x0" or "score".
+        label: what it receives as time: a name ("index": n - 0, times 1000/N), or a function of times.
+        data_range: (a, b) of the data, which x0 is clipped to; None: no limits.
+        clip: whether x0 is limited to data_range.
+        eps_after_clip: "rederive" or "keep".
+        device: where it runs; the module's own unless given.
+        images: "train" and "test" -> data, for calls that are given none.
+        levels: of the data; 0: continuous.
+        families: what names mean; those of this package unless given.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Callable[[Tensor, Tensor], Tensor],
+        process: Process,
+        *,
+        predicts: str = "eps",
+        label: str | TimeLabel = "index",
+        data_range: tuple[float, float] | None = None,
+        clip: bool = True,
+        eps_after_clip: str = "rederive",
+        device: torch.device | str | None = None,
+        images: Mapping[str, Tensor] | None = None,
+        levels: int = 0,
+        families: Families = FAMILIES,
+    ) -> None:
+        time_label = built(families["label"], label, "`label`", process) if isinstance(label, str) else label
+        denoise = Denoiser(
+            network,
+            process,
+            predicts=predicts,
+            time_label=time_label,
+            clip=data_range if clip else None,
+            eps_after_clip=eps_after_clip,
+        )
+        if device is None:
+            first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+            device = "cpu" if first is None else first.device
+        elif isinstance(network, nn.Module):
+            network.to(device)
+        self._set(denoise, process, data_range, device, images, levels, families)
+
+    @classmethod
+    def of(
+        cls,
+        denoise: Denoise,
+        process: Process,
+        *,
+        data_range: tuple[float, float] | None = None,
+        device: torch.device | str = "cpu",
+        images: Mapping[str, Tensor] | None = None,
+        levels: int = 0,
+        families: Families = FAMILIES,
+    ) -> Model:
+        """A model around a denoiser that there is already, such as an exact one."""
+        model = cls.__new__(cls)
+        model._set(denoise, process, data_range, device, images, levels, families)
+        return model
+
+    def _set(
+        self,
+        denoise: Denoise,
+        process: Process,
+        data_range: tuple[float, float] | None,
+        device: torch.device | str,
+        images: Mapping[str, Tensor] | None,
+        levels: int,
+        families: Families,
+    ) -> None:
+        self.denoise, self.process, self.data_range = denoise, process, data_range
+        self.device, self.images, self.levels, self.families = (
+            torch.device(device),
+            dict(images or {}),
+            levels,
+            families,
+        )
+
+    # Measuring
+
+    @torch.inference_mode()
+    def measure(
+        self,
+        images: Tensor | Source | None = None,
+        draws: int = 300,
+        times: int = 100,
+        *,
+        seed: int = 0,
+        batch_size: int = 256,
+        keep: Keep = in_memory,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Moments:
+        """Var[x_0 | x_t] with error bars, from draws of (image, noise) at times even in log-SNR.
+
+        Args:
+            images: [n, ...] in the network's range; the model's own training images unless given.
+            draws: per time.
+            times: how many reference times; 0 = all.
+            seed: of images and noise.
+            batch_size: draws per network call.
+            keep: see `Keep`.
+            provenance: what the numbers depend on, for the file.
+        """
+        source = images if isinstance(images, Source) else self.source(self._given(images, "train"))
+        wanted = spread_times(self.process, times)
+
+        def work(items: range) -> Arrays:
+            at = wanted[items.start : items.stop].tolist()
+            rows = [row for _, row in measure(self.denoise, self.process, source, at, draws, seed, batch_size)]
+            return stacked(rows)
+
+        rows = [row for part in keep(len(wanted), 1, work, "moments") for row in unstacked(part)]
+        shape = tuple(source.mean.shape)
+        return Moments(MomentTable(wanted, tuple(rows), source.variance, dict(provenance or {}), shape), self.process)
+
+    def source(self, images: Tensor) -> Source:
+        """Images as moments see them, with their exact mean and variance."""
+        return Source.of(len(images), lambda index: images[index].to(self.device))
+
+    # Planning
+
+    def plan(
+        self,
+        moments: Moments | None = None,
+        steps: int = 25,
+        trajectory: str = "least_cost",
+        *,
+        images: Tensor | None = None,
+        rule: str | Rule = "analytic",
+        eta: float = 1.0,
+        decoder: str = "optimal",
+        levels: int | None = None,
+        draws: int = 300,
+        seed: int = 0,
+        batch_size: int = 256,
+        **options: Any,
+    ) -> Plan:
+        """The K times of a path.
+
+        Args:
+            moments: from `measure`; a fixed trajectory such as "even" needs none.
+            steps: K.
+            trajectory: "least_cost", "log_snr", "even", ...
+            images: to measure the data term (`data_term=True`) or `cost="measured"` on; the model's own unless given.
+            rule, eta, decoder, levels, draws, seed, batch_size: of these measurements.
+            options: of the trajectory: `budget`, `cost`, `data_term`, `projection`, `method`; `log_snr_min`, ...
+        """
+
+        def measured_on() -> tuple[Callable[[Tensor], Tensor], Tensor]:
+            given = self._given(images, "train")
+            return lambda index: given[index].to(self.device), planning_images(len(given), draws, seed)
+
+        def row() -> Array:
+            on, numbers = measured_on()
+            found, shape = self.decoder(decoder, moments), self._levels(levels)
+            made = measure_data_row(
+                self.denoise, self.process, found, shape, on, numbers, 100, seed=seed, batch_size=batch_size
+            )
+            return data_row(self.process, made)
+
+        def needs(data_term: bool) -> Any:
+            def costs() -> Array:
+                on, numbers = measured_on()
+                last = self.decoder(decoder, moments) if data_term else None
+                own = self.rule(rule, moments)
+                args = (self.denoise, self.process, own, last, self._levels(levels), on, numbers)
+                return measure_cost_table(*args, eta=eta, seed=seed, batch_size=batch_size)
+
+            return moment_needs(
+                lambda: _need(moments, "planning").table,
+                self.process,
+                data_row=row if data_term else lambda: None,
+                rule=lambda: self.rule(rule, moments),
+                costs=costs,
+                eta=eta,
+            )
+
+        def gamma() -> Any:
+            return gamma_of(_need(moments, "this trajectory").table, self.process)
+
+        path = find_path(self.families, trajectory, self.process, steps, needs, gamma, **options)
+        return Plan(path, moments)
+
+    def rule(self, rule: str | Rule, moments: Moments | None = None, **options: Any) -> Rule:
+        """A variance rule by its name; a rule is itself."""
+        if isinstance(rule, Rule):
+            return rule
+        low, high = self.data_range or (-np.inf, np.inf)
+        needs = RuleNeeds(
+            lambda estimator: _need(moments, f"rule '{rule}'").variance(estimator),
+            lambda: _need(moments, f"rule '{rule}'").table.data_variance,
+            ((high - low) / 2.0) ** 2,
+            lambda: first_posterior_variance(self.process),
+        )
+        return built(self.families["rule"], rule, "`rule`", needs, **options)
+
+    def decoder(self, name: str, moments: Moments | None = None, estimator: str = "residual") -> Decoder:
+        """The variance of the last step by its name."""
+        variance = DecoderNeeds(self.process, lambda: _need(moments, f"decoder '{name}'").variance(estimator))
+        return built(self.families["decoder"], name, "`decoder`", variance)
+
+    # Drawing
+
+    def sample(
+        self,
+        plan: Plan,
+        rule: str | Rule = "analytic",
+        n: int = 64,
+        *,
+        shape: tuple[int, ...] | None = None,
+        seed: int = 0,
+        eta: float = 1.0,
+        solver: str | Solver = "reverse_gaussian",
+        batch_size: int = 256,
+        **options: Any,
+    ) -> Tensor:
+        """n samples [n, ...] along a plan; sample i depends on (seed, i) alone.
+
+        Args:
+            plan: from `plan`.
+            rule: the variance of a step, a name or a rule; solvers that bring their own noise use none.
+            n: how many.
+            shape: of a sample; that of the data that moments were measured on unless given.
+            seed: of the noise.
+            eta: 1 = DDPM, 0 = DDIM.
+            solver: a name or a solver.
+            batch_size: samples per network call.
+            options: of the solver.
+        """
+        chosen = solver
+        if isinstance(chosen, str):
+            facts = lookup(self.families["solver"], chosen, "`solver`").facts
+            protocol: dict[str, Any] = {"eta": eta} if facts.uses_eta else {}
+            protocol |= {"rule": self.rule(rule, plan.moments)} if facts.uses_rule else {}
+            chosen = built(self.families["solver"], chosen, "`solver`", self.process, protocol=protocol, **options)
+        drawn = draw(
+            self.denoise,
+            chosen,
+            self.process,
+            plan.path.times,
+            self._shape(shape, plan.moments),
+            n,
+            seed=seed,
+            batch_size=batch_size,
+            device=self.device,
+        )
+        return torch.as_tensor(drawn.images)
+
+    def bits_per_dim(
+        self,
+        images: Tensor | None,
+        plan: Plan,
+        rule: str | Rule = "analytic",
+        *,
+        levels: int | None = None,
+        decoder: str = "optimal",
+        eta: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 256,
+    ) -> Bound:
+        """The variational bound of images in bits per dimension, term by term, with its error over images.
+
+        Args:
+            images: [n, ...] in the network's range; the model's own test images where None.
+            plan: from `plan`; it has to begin at the last time.
+            rule, eta: of the reverse steps.
+            levels: of the data, such as 256; 0: continuous.
+            decoder: variance of the last step: "optimal", "published", "published_elbo".
+            seed: of the noise.
+            batch_size: images per network call.
+        """
+        data = self._given(images, "test")
+        terms = Terms(
+            self.denoise,
+            self.process,
+            self.rule(rule, plan.moments),
+            self.decoder(decoder, plan.moments),
+            self._levels(levels),
+            plan.path.times,
+            eta,
+        )
+        return bound_of(terms, lambda i: data[i].to(self.device), len(data), seed=seed, batch_size=batch_size)
+
+    # What was not said
+
+    def _given(self, images: Tensor | None, split: str) -> Tensor:
+        images = self.images.get(split) if images is None else images
+        if images is None:
+            raise UserError(
+                f"this model has no {split} images of its own; give `images` [n, ...] in the network's range."
+            )
+        if not images.is_floating_point():
+            raise UserError(
+                f"`images` are {images.dtype}; give floats in the network's range"
+                + (f" {self.data_range}" if self.data_range else "")
+                + ", for example images.float() / 127.5 - 1."
+            )
+        return images
+
+    def _levels(self, levels: int | None) -> Levels:
+        count = self.levels if levels is None else levels
+        if count and self.data_range is None:
+            raise UserError(f"`levels` = {count} needs the model's `data_range`, in which they are spread evenly.")
+        low, high = self.data_range or (0.0, 0.0)
+        return Levels(count, low, high)
+
+    def _shape(self, shape: tuple[int, ...] | None, moments: Moments | None) -> tuple[int, ...]:
+        known = [shape, None if moments is None else moments.table.shape]
+        known += [tuple(images.shape[1:]) for images in self.images.values()]
+        found = next((tuple(s) for s in known if s), None)
+        if found is None:
+            raise UserError("the shape of a sample is not known; give `shape`, such as (3, 32, 32).")
+        return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A path of times with the moments that it was planned on.
+
+    Attributes:
+        path: the times, and what they cost.
+        moments: for rules and decoders that need them; None where there were none.
+    """
+
+    path: Path
+    moments: Moments | None = None
+
+    @property
+    def times(self) -> Array:
+        """[K+1], increasing from 0."""
+        return self.path.times
+
+    @property
+    def cost(self) -> float | None:
+        """Nats per dimension; None for a trajectory that is not planned."""
+        return self.path.cost
+
+    def with_moments(self, moments: Moments) -> Plan:
+        """The same times with other moments."""
+        return replace(self, moments=moments)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def _need(moments: Moments | None, who: str) -> Moments:
+    if moments is None:
+        raise UserError(f"{who} needs moments: moments = model.measure(images), then model.plan(moments, ...).")
+    return moments

@@ -1,0 +1,65 @@
+"""What both network families ask of their numbers before they are built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adpm.errors import UserError
+
+
+def require_sizes(
+    model_channels: int, channel_mult: Sequence[int], num_res_blocks: int, dropout: float, least: int = 2
+) -> None:
+    """Refuse numbers that no network has.
+
+    Args:
+        model_channels: the time embedding's width, so even and at least `least`.
+        channel_mult: widths of the levels in its units, at least 1 each.
+        num_res_blocks: at least 1.
+        dropout: in [0, 1).
+
+    Raises:
+        UserError: naming the parameter.
+    """
+    if not (_whole(model_channels) and model_channels >= least and model_channels % 2 == 0):
+        raise UserError(f"`model_channels` = {model_channels!r} must be an even number of at least {least}.")
+    if not (channel_mult and all(_whole(mult) and mult >= 1 for mult in channel_mult)):
+        raise UserError(f"`channel_mult` = {tuple(channel_mult)!r} must hold a whole number of at least 1 per level.")
+    if not (_whole(num_res_blocks) and num_res_blocks >= 1):
+        raise UserError(f"`num_res_blocks` = {num_res_blocks!r} must be a whole number of at least 1.")
+    if not 0.0 <= dropout < 1.0:
+        raise UserError(f"`dropout` = {dropout!r} must lie in [0, 1).")
+
+
+def require_levels(name: str, asked: Sequence[int], levels: Sequence[int]) -> None:
+    """Refuse places of attention that are no level of the network, which would select nothing.
+
+    Args:
+        name: of the parameter.
+        asked: its values.
+        levels: those that the network has, finest first.
+
+    Raises:
+        UserError: naming the first value that is not among them.
+    """
+    for value in asked:
+        if value not in levels:
+            known = ", ".join(str(level) for level in levels)
+            raise UserError(f"`{name}` = {tuple(asked)!r} has {value!r}, but the levels of this network are {known}.")
+
+
+def require_heads(num_heads: int, widths: Sequence[int]) -> None:
+    """Refuse a number of attention heads that does not divide the widths they are to share.
+
+    Raises:
+        UserError: naming the first such width.
+    """
+    if not (_whole(num_heads) and num_heads >= 1):
+        raise UserError(f"`num_heads` = {num_heads!r} must be a whole number of at least 1.")
+    for width in widths:
+        if width % num_heads:
+            raise UserError(f"`num_heads` = {num_heads} must divide the {width} channels that attention works on.")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,244 @@
+"""A path of times, and what planning it needs: moments, the data term, a rule's cost table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
+
+from adpm.bound import Images
+from adpm.cost_table import measure_column
+from adpm.costs import CostNeeds, first_edges
+from adpm.denoiser import Denoise
+from adpm.errors import UserError
+from adpm.families import Families, built
+from adpm.kernel import Kernel
+from adpm.likelihood import Decoder, Levels, Statistics, keyed_noise, measure_statistics, prior_nats
+from adpm.moments import MomentTable, spread_times
+from adpm.planning import Plan, Planner, planner
+from adpm.process import Array, Process
+from adpm.progress import Arrays, Keep, in_memory, progress
+from adpm.published_split import Floats
+from adpm.shortest_path import IntArray, edge_table
+from adpm.trajectory import Request
+from adpm.variance import Rule
+
+
+@dataclass(frozen=True)
+class Path:
+    """Times that a sampler visits.
+
+    Attributes:
+        indices: [K+1], into the process's reference times; indices[0] = 0 is the data.
+        times: [K+1].
+        plan: how it was planned and what it costs, None where it was not.
+    """
+
+    indices: IntArray
+    times: Array
+    plan: Plan | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.indices) - 1
+
+    @property
+    def cost(self) -> float | None:
+        """Nats per dimension by the costs as measured; None where the path was not planned."""
+        return None if self.plan is None else self.plan.raw
+
+    def __str__(self) -> str:
+        if self.plan is None:
+            return f"{self.steps} steps"
+        plan = self.plan
+        told = f"planned {plan.steps} steps ({plan.budget} {plan.asked}; {plan.method} search): {plan.raw:.4f} nats/dim"
+        if plan.gap:
+            told += f" by the costs as measured, {plan.planned:.4f} by their monotone projection (gap {plan.gap:+.1e})"
+        return told
+
+
+class _Recording:
+    """A planner that remembers the plan it gave."""
+
+    def __init__(self, inner: Planner) -> None:
+        self._inner = inner
+        self.plans: list[Plan] = []
+
+    def plan(self, steps: int, budget: str = "exactly") -> Plan:
+        self.plans.append(self._inner.plan(steps, budget))
+        return self.plans[-1]
+
+
+def find_path(
+    families: Families,
+    name: str,
+    process: Process,
+    steps: int,
+    needs: Callable[[bool], CostNeeds],
+    ms_eps: Callable[[], Floats] | None = None,
+    **options: Any,
+) -> Path:
+    """The path of the trajectory `name`.
+
+    Args:
+        families: of trajectories and costs.
+        name: of the trajectory.
+        process: gives the reference times.
+        steps: K.
+        needs: (whether the last step is priced) -> what planning may ask for.
+        ms_eps: as in `Request`.
+        options: of the trajectory, and of the costs that it plans on.
+
+    Raises:
+        UserError: if there is no such path.
+    """
+    made: list[_Recording] = []
+
+    def solved(cost: str = "kl", method: str = "auto", data_term: bool = False, **of_cost: Any) -> Any:
+        costs = built(families["cost"], cost, "`cost`", needs(data_term), **of_cost)
+        made.append(_Recording(planner(costs, steps, method)))
+        return made[-1]
+
+    if steps > process.steps:
+        raise UserError(f"`trajectory.steps` = {steps} must lie in 1..{process.steps}, the number of reference times.")
+    request = Request(process, steps, ms_eps, solved)
+    indices = built(families["trajectory"], name, "`trajectory.name`", request, **options)
+    plan = made[-1].plans[-1] if made and made[-1].plans else None
+    return Path(indices, process.times[indices], plan)
+
+
+def moment_needs(
+    table: Callable[[], MomentTable],
+    process: Process,
+    *,
+    data_row: Callable[[], Array | None],
+    rule: Callable[[], Rule],
+    costs: Callable[[], Array],
+    eta: float,
+) -> CostNeeds:
+    """What planning may ask for, from moments, a data row, a rule and its measured costs; each made when asked."""
+
+    def variance() -> Array:
+        known = table()
+        if np.isnan(known.data_variance):
+            raise UserError(
+                "planning needs the residual, which a published ms_eps file does not hold; unset `moments.ms_eps` to "
+                "measure it, or use `trajectory.name` = 'published_split' or 'even'."
+            )
+        return np.concatenate([[0.0], known.variance("residual", process)(process.times[1:])])
+
+    def errors() -> Array:
+        return np.concatenate([[0.0], table().standard_error("residual", process)(process.times[1:])])
+
+    def width() -> Callable[[Kernel], Array]:
+        found = rule()
+        return lambda kernel: np.asarray(found(kernel, None).values, dtype=np.float64)
+
+    return CostNeeds(process, variance, errors, data_row, width, costs, eta)
+
+
+def gamma_of(table: MomentTable, process: Process) -> Floats:
+    """E||eps_network||^2 / d at every reference time by the moments, [N+1], entry 0 unused."""
+    times = process.times[1:]
+    return np.concatenate([[0.0], 1.0 - table.variance("gamma", process)(times) * np.exp(process.log_snr(times))])
+
+
+@torch.inference_mode()
+def statistics_of(
+    denoise: Denoise,
+    process: Process,
+    decoder: Decoder,
+    levels: Levels,
+    images: Images,
+    numbers: Tensor,
+    times: Array,
+    *,
+    seed: int,
+    batch_size: int,
+    stream: str = "likelihood",
+) -> Statistics:
+    """Bound statistics of the images with these numbers at `times`; the default noise is that of the bound."""
+    squared, data, prior, dim = [], [], [], 1
+    parts = numbers.split(batch_size)
+    for part in progress(parts, total=len(parts), what="statistics"):
+        x0 = images(part).double()
+        dim = x0[0].numel()
+        noise = keyed_noise(seed, process, part.to(x0.device), tuple(x0.shape[1:]), x0.dtype, stream)
+        rows = list(measure_statistics(denoise, process, decoder, levels, times, x0, noise))
+        squared.append(np.stack([row[1] for row in rows]))
+        data.append(np.stack([row[2] for row in rows]))
+        prior.append(prior_nats(process, x0).cpu().numpy())
+    return Statistics(times, np.concatenate(squared, 1), np.concatenate(data, 1), np.concatenate(prior), dim)
+
+
+def planning_images(size: int, draws: int, seed: int) -> Tensor:
+    """Numbers of the images that planning measures on: `draws` of `size`, chosen by the seed."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:draws]
+
+
+def measure_data_row(
+    denoise: Denoise,
+    process: Process,
+    decoder: Decoder,
+    levels: Levels,
+    images: Images,
+    numbers: Tensor,
+    times: int,
+    *,
+    seed: int,
+    batch_size: int,
+) -> Arrays:
+    """Nats per dimension of a last step t -> 0, at `times` reference times even in log-SNR."""
+    at = spread_times(process, times)
+    found = statistics_of(
+        denoise, process, decoder, levels, images, numbers, at, seed=seed, batch_size=batch_size, stream="data term"
+    )
+    return {"times": at, "nats": found.data.mean(1) / found.dim}
+
+
+def data_row(process: Process, measured: Arrays) -> Array:
+    """F[0, t] in nats per dimension for all reference times, [N+1], interpolated in log-SNR; entry 0 is inf."""
+    times, nats = measured["times"].astype(np.float64), measured["nats"].astype(np.float64)
+    if len(times) < process.steps:
+        nats = PchipInterpolator(-process.log_snr(times), nats)(-process.log_snr(process.times[1:]))
+    return np.concatenate([[np.inf], nats])
+
+
+def measure_cost_table(
+    denoise: Denoise,
+    process: Process,
+    rule: Rule,
+    decoder: Decoder | None,
+    levels: Levels,
+    images: Images,
+    numbers: Tensor,
+    *,
+    eta: float,
+    seed: int,
+    batch_size: int,
+    keep: Keep = in_memory,
+) -> Array:
+    """F [N+1, N+1] of a rule in nats per dimension, measured at every reference time; +inf where there is no step.
+
+    Without a decoder every path goes through the first reference time.
+    """
+    batches = []
+    for part in numbers.split(batch_size):
+        x0 = images(part).double()
+        batches.append((x0, keyed_noise(seed, process, part.to(x0.device), tuple(x0.shape[1:]), x0.dtype, "table")))
+
+    @torch.inference_mode()
+    def work(items: range) -> Arrays:
+        column = measure_column(denoise, process, rule, decoder, levels, items.start + 1, batches, eta)
+        return {"column": column}
+
+    columns = [done["column"].astype(np.float64) for done in keep(process.steps, 1, work, "cost table")]
+    table = edge_table(process.steps, lambda t: columns[t - 1][1:])
+    first = np.array([np.inf, *(column[0] for column in columns)]) if decoder is not None else None
+    table[0] = first_edges(process, first)
+    return table

@@ -1,0 +1,42 @@
+"""Figures of moments, by matplotlib without a screen; imported when a figure is asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from adpm.moments import ESTIMATORS, MomentTable
+from adpm.process import Array, Process
+
+
+def moment_figure(table: MomentTable, process: Process) -> Figure:
+    """Left: v = Var[eps | x_t] by each estimator. Right: the excess precision 1/Var - SNR. Bars: 95 % intervals."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    log_snr = process.log_snr(table.times)
+    for name in measured(table):
+        estimate = table.posterior_variance(name, process)
+        snr = np.exp(log_snr)
+        left.errorbar(log_snr, snr * estimate.values, snr * estimate.interval(), fmt=".", markersize=3, label=name)
+    left.set(yscale="log", ylim=(1e-6, 3), xlabel="log-SNR", ylabel="v = SNR Var[x0|x_t]")
+    left.legend()
+    kappa, error = excess_precision(table, process)
+    right.errorbar(log_snr, kappa, error, fmt=".", markersize=3)
+    right.set(yscale="symlog", xlabel="log-SNR", ylabel="excess precision 1/Var - SNR")
+    right.set_title("residual; for an exact score it cannot fall to the right", fontsize=9)
+    return figure
+
+
+def measured(table: MomentTable) -> list[str]:
+    """The estimators that a table has statistics for: a published file has gamma alone."""
+    return list(ESTIMATORS) if not np.isnan(table.data_variance) else ["gamma"]
+
+
+def excess_precision(table: MomentTable, process: Process) -> tuple[Array, Array]:
+    """kappa_t = 1/Var_t - gamma_t by the residual, with the half-width of its 95 % interval (first order)."""
+    if np.isnan(table.data_variance):
+        nan = np.full(len(table.times), np.nan)
+        return nan, nan
+    estimate = table.posterior_variance("residual", process)
+    kappa = 1.0 / estimate.values - np.exp(process.log_snr(table.times))
+    return kappa, estimate.interval() / estimate.values**2

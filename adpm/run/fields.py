@@ -1,0 +1,106 @@
+"""The fields that the members of a section share; those of single members stand beside these (`Kind.fields`).
+
+`of` says what a field is part of. Products are
+
+    weights     the function that a network computes          training, head    how weights and a head came about
+    model       what any figure of a model depends on         moments, costs, samples, bound, flow, cell    figures
+
+and two words for what changes no figure: amount (how many, in batches of how many) and machine (where it runs). A field
+without it is part of whatever reads it. table.py makes everything else of this.
+"""
+
+from __future__ import annotations
+
+from adpm.families import Field
+
+_MODEL = ("weights", "training", "model")
+_FIGURES = ("moments", "costs", "samples", "bound", "flow")
+
+SECTIONS: dict[str, dict[str, Field]] = {
+    "": {
+        "seed": Field(
+            0, "of everything random in a run", low=0, below=2**31, of=("training", "head", "cell", *_FIGURES)
+        ),
+        "device": Field("auto", "auto | cpu | cuda | cuda:N", of=("machine",)),
+        "precision": Field(
+            "float32", "of network calls; tables stay float64", choices="precision", of=("model", "machine")
+        ),
+        "compile": Field(False, "torch.compile the network", of=("machine",)),
+        "cache": Field("", "folder of moments and cost tables; empty: 'cache' beside the workdir", of=("machine",)),
+    },
+    "data": {"name": Field("digits", "the data set", choices="data", of=_MODEL)},
+    "process": {"name": Field("linear", "the forward process", choices="process", of=_MODEL)},
+    "network": {
+        "name": Field("iddpm", "the network family", choices="network", of=(*_MODEL, "head")),
+        "pretrained": Field("", "weights that are used until this workdir has trained its own", of=()),
+        "head_pretrained": Field("", "the same for the head; empty = the one in the weights' own file, if any", of=()),
+    },
+    "denoiser": {
+        "name": Field("network", "how x0 is predicted", choices="denoiser", of=_MODEL),
+        "predicts": Field("eps", "what the network's output is", choices="prediction", of=_MODEL),
+        "label": Field("index", "the number that the network receives as time", choices="label", of=_MODEL),
+        "clip": Field(True, "limit x0 to the data range", of=("model", "head"), reads=("denoiser.eps_after_clip",)),
+        "eps_after_clip": Field("rederive", "the eps that goes with a clipped x0", choices="eps_after_clip"),
+    },
+    "train": {
+        "objective": Field("eps", "what is minimised", choices="objective", of=("training", "head")),
+        "times": Field("uniform", "how training times are drawn", choices="times", of=("training", "head")),
+        "iterations": Field(10_000, "optimizer steps", low=1, of=()),
+        "batch_size": Field(128, "images per step", low=1, of=()),
+        "learning_rate": Field(1e-3, "of AdamW", above=0, of=()),
+        "warmup": Field(200, "iterations of linear warm-up", low=0, of=()),
+        "schedule": Field("cosine", "of the learning rate", choices="schedule", of=()),
+        "weight_decay": Field(0.0, "of AdamW", low=0, of=()),
+        "grad_clip": Field(1.0, "limit of the gradient norm; 0 = none", low=0, of=()),
+        "ema_decay": Field(
+            0.999, "largest decay of the average, min(decay, (1 + k)/(10 + k)) at step k", low=0, below=1, of=()
+        ),
+        "log_every": Field(100, "iterations between scalars in TensorBoard", low=1, of=()),
+        "test_every": Field(1000, "iterations between test losses", low=1, of=()),
+        "sample_every": Field(2500, "iterations between sample grids; 0 = never", low=0, of=()),
+        "save_every": Field(1000, "iterations between states that a killed run resumes from", low=1, of=()),
+    },
+    "moments": {
+        "file": Field("", "a moments file to use; empty = measured when missing", of=()),
+        "ms_eps": Field("", 'a published ms_eps file (estimator "gamma" only) instead', of=()),
+        "times": Field(100, "reference times measured, even in log-SNR; 0 = all", low=0, of=("moments",)),
+        "draws": Field(300, "(image, noise) pairs per time", low=6, of=("moments", "costs")),
+        "batch_size": Field(256, "pairs per network call", low=1, of=("amount",)),
+        "implausible": Field(
+            False, "go on with a network that is worse than predicting no noise at all", of=("amount",)
+        ),
+        "write_ms_eps": Field(False, "also write gamma as a published ms_eps file", of=()),
+    },
+    "rule": {
+        "name": Field("analytic", "the variance of a reverse step", choices="rule", reads=("rule.cap_levels",)),
+        "cap_levels": Field(
+            0.0,
+            "cap the noise of the last steps at this many data levels (published: 1 or 2); 0 = off",
+            low=0,
+            high=1e6,
+            reads=("rule.cap_steps",),
+        ),
+        "cap_steps": Field(1, "how many path elements the cap covers", low=1),
+    },
+    "trajectory": {
+        "name": Field("least_cost", "which times are visited", choices="trajectory", of=("cell",)),
+        "steps": Field(25, "K", low=1, of=("cell",)),
+    },
+    "sampling": {
+        "solver": Field("reverse_gaussian", "how a step is taken", choices="solver", of=("samples",)),
+        "corrector": Field(
+            None, "steps around the solver's; unset = none", type=str, choices="corrector", of=("samples",)
+        ),
+        "eta": Field(1.0, "1 = DDPM, 0 = DDIM", low=0, high=1),
+        "samples": Field(64, "images drawn", low=1, of=("amount",)),
+        "batch_size": Field(64, "images per network call", low=1, of=("amount",)),
+        "grid": Field(64, "samples shown", low=1, of=()),
+    },
+    "likelihood": {
+        "method": Field("bound", "ways to measure bits/dim, joined by '+'", choices="likelihood", many=True, of=()),
+        "split": Field("test", "the images", of=("bound", "flow")),
+        "images": Field(0, "how many of them; 0 = the whole split", low=0, of=("amount",)),
+        "batch_size": Field(256, "images per network call", low=1, of=("amount", "flow")),
+        "decoder": Field("optimal", "variance of the last step, the data term", choices="decoder"),
+    },
+}

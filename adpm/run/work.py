@@ -1,0 +1,185 @@
+"""Where and how work is done: device, precision, compilation, processes side by side."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+import cloudpickle
+import torch
+from torch import Tensor, nn
+
+from adpm.errors import UserError, lookup
+from adpm.families import Kind
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Where
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto | cpu | cuda | cuda:N as a device that is there.
+
+    Raises:
+        UserError: for another name, or a GPU that torch does not see.
+    """
+    count, found = torch.cuda.device_count(), re.fullmatch(r"cpu|(?P<auto>auto)|(?P<cuda>cuda)(:(?P<n>\d+))?", name)
+    if found is None:
+        raise UserError(f"config.device = '{name}' is unknown; known: auto, cpu, cuda, cuda:N.")
+    if found["auto"]:
+        return torch.device("cuda" if count else "cpu")
+    if found["cuda"] and int(found["n"] or 0) >= count:
+        seen = f"{count} GPUs" if count else "no GPU"
+        raise UserError(f"config.device = '{name}', but this torch sees {seen}; use auto or cpu.")
+    return torch.device(name)
+
+
+PRECISIONS: dict[str, Kind] = {
+    "float32": Kind(lambda: None, "plain float32"),
+    "bfloat16": Kind(lambda: torch.bfloat16, "bfloat16 autocast around the network; weights and results stay float32"),
+}
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """A context for network calls."""
+    dtype = lookup(PRECISIONS, precision, "config.precision").build()
+    if dtype is None:
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=dtype)
+
+
+def runnable(
+    network: nn.Module, precision: str, compiled: bool, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The network as the rest of the code calls it: on its device, in its precision, compiled or not.
+
+    A compiler that is missing is told in a sentence at the first call, which is when it is wanted.
+    """
+    network.to(device)
+    call: Callable[[Tensor, Tensor], Tensor] = torch.compile(network) if compiled else network
+    context = autocast(precision, device)
+
+    def forward(x: Tensor, label: Tensor) -> Tensor:
+        with context():
+            return call(x.float(), label.float()).float()
+
+    def guarded(x: Tensor, label: Tensor) -> Tensor:
+        try:
+            return forward(x, label)
+        except Exception as error:
+            if not type(error).__module__.startswith("torch._"):
+                raise
+            told = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"config.compile = True, but the network could not be compiled here ({told}); a C++ compiler is needed "
+                "on the CPU. Set it to False, or install one."
+            ) from error
+
+    return guarded if compiled else forward
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's own generator seeded inside, and as it was afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+# Processes
+
+
+def one_process() -> None:
+    """Refuse to be one of several that torchrun has started: they would all do everything.
+
+    Raises:
+        UserError: where there is more than one.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, and each would do all the work in the same "
+            "folder; start one (--nproc-per-node=1), or plain python."
+        )
+
+
+def available(device: torch.device) -> int:
+    """How many processes fit: one per core that this process may use, or one for a GPU."""
+    if device != torch.device("cpu"):
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def side_by_side(
+    work: Callable[[Item], Result], items: Iterable[Item], processes: int, start: Callable[..., None], *given: Any
+) -> Iterator[tuple[Item, Result]]:
+    """The items with what `work` makes of them, as they finish; processes never outlive the one that started them.
+
+    Args:
+        work: a module's function.
+        items: to be worked on, in this order.
+        processes: 1: this one, with all of torch's threads; more: that many new ones, one thread each.
+        start: called first in every process, as start(*given).
+    """
+    if processes == 1:
+        start(*given)
+        for item in items:
+            yield item, work(item)
+        return
+    keep_memory()
+    context = get_context("spawn")  # a forked process cannot use a GPU, nor torch's threads safely
+    watched, held = context.Pipe(duplex=False)
+    packed = cloudpickle.dumps((start, given))  # a user's members may live in a config file, which nobody can import
+    try:
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(watched, packed)) as pool:
+            try:
+                with _uninterrupted():
+                    futures = {pool.submit(work, item): item for item in items}
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:
+                held.close()  # whoever is still at work stops
+                raise
+    finally:
+        held.close()
+        watched.close()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes that start in here never hear Ctrl-C, not even while they import; this one hears it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what starts now inherits it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(watched: Connection, packed: bytes) -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
+    start, given = cloudpickle.loads(packed)
+    start(*given)
+
+
+def _end_with(watched: Connection) -> None:
+    """End this process when the other end of the pipe is closed, as it is when its process dies, however it dies."""
+    watched.poll(None)
+    os._exit(1)
+
+
+def keep_memory() -> None:
+    """For processes started from here: without this, glibc gives every layer's memory back to the system."""
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4000000000")
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "8000000000")

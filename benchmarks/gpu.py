@@ -1,0 +1,298 @@
+"""Device, precision, compilation and memory layout against float32 on the CPU, and what they are worth.
+
+    python -m benchmarks.gpu --output=runs/gpu.jsonl        at most six minutes on one GPU
+    python -m benchmarks.gpu --rehearse                     the same on the CPU, tiny, in seconds
+
+Checked on the shipped digits models (discrete, VP, VE, one with a head) and on a network of CIFAR-10's size with random
+weights: single calls over the whole range of times and, for the shipped ones in float32, samples from the same noise.
+Measured on the large one: images a second of bare calls and of the sampling loop, and the largest memory. One JSON line
+a figure; a check that fails makes the exit code 1. "tf32" is float32 with torch's default for convolutions on a GPU;
+"float32" turns that off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from adpm.denoiser import Denoiser
+from adpm.errors import UserError
+from adpm.noise import KeyedNoise
+from adpm.run.work import resolve_device, runnable
+from adpm.sampler import keyed, sample
+from adpm.solver import ReverseGaussian
+from adpm.variance import Unit
+from benchmarks.models import SHIPPED, Model, random_cifar10, shipped
+
+NOISE_LIMIT = 1e-5
+CALL_LIMITS = {"float32": 1e-4, "tf32": 2e-2, "bfloat16": 1.5e-1}
+SAMPLE_LIMITS = {"float32": 1e-3, "tf32": 1e-1, "bfloat16": 5e-1}
+"""Largest absolute differences allowed, of eps (and a head) and of samples. On a CPU other memory layouts change the
+shipped models' eps by 3e-6 and their samples by 1e-5, bfloat16 by 0.05 and 0.2."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a network is run."""
+
+    precision: str = "float32"
+    compiled: bool = False
+    channels_last: bool = False
+
+
+PLAIN = Case()
+EAGER = (
+    PLAIN,
+    Case(channels_last=True),
+    Case("tf32"),
+    Case("tf32", channels_last=True),
+    Case("bfloat16"),
+    Case("bfloat16", channels_last=True),
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done: images, steps and repeats of the measurements, images compared with the CPU."""
+
+    batch: int = 256
+    compared: int = 8
+    steps: int = 10
+    calls: int = 5
+    repeats: int = 5
+
+
+TINY = Sizes(batch=3, compared=2, steps=2, calls=1, repeats=1)
+COMPILE_UNTIL = 240.0
+"""Seconds after the start in which a compiled case may begin: one takes a minute or more, and six are allowed."""
+
+
+class Report:
+    """Writes figures, and remembers whether all checks held."""
+
+    def __init__(self, path: Path, device: torch.device, command: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file, self.ok = path.open("w"), True
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        self._common = {"device": name, "torch": torch.__version__, "command": command}
+
+    def _write(self, figure: str, value: float | None, unit: str, case: Case, **more: object) -> None:
+        line = json.dumps({"figure": figure, "value": value, "unit": unit, **asdict(case), **self._common, **more})
+        for stream in (self._file, sys.stdout):
+            print(line, file=stream, flush=True)
+
+    def figure(self, figure: str, value: float, unit: str, case: Case) -> None:
+        self._write(figure, value, unit, case)
+
+    def check(self, figure: str, found: Tensor, expected: Tensor, limit: float, case: Case) -> None:
+        """The worst absolute difference; NaN is above every limit."""
+        value = float((found.cpu().double() - expected.cpu().double()).abs().max())
+        ok = value <= limit
+        self.ok &= ok
+        self._write(figure, value, "absolute difference", case, limit=limit, ok=ok)
+
+    def skipped(self, figure: str, reason: str, case: Case) -> None:
+        self._write(figure, None, "", case, skipped=reason)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements share."""
+
+    device: torch.device
+    report: Report
+    sizes: Sizes
+
+    def synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def denoiser(self, model: Model, case: Case) -> Denoiser:
+        """A copy of the model's network, run on the device as the case says."""
+        network = copy.deepcopy(model.network)
+        layout = torch.channels_last if case.channels_last else torch.contiguous_format
+        torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
+        precision = "bfloat16" if case.precision == "bfloat16" else "float32"
+        if case.compiled:
+            torch._dynamo.reset()
+        run = runnable(network.to(memory_format=layout), precision, case.compiled, self.device)
+        return model.denoiser(lambda x, label: run(x.contiguous(memory_format=layout), label))
+
+
+def calls(bench: Bench, model: Model, denoise: Denoiser) -> Tensor:
+    """eps, and the head's output where there is one, at four times from the first to the last: [4, B, C, H, W]."""
+    noise = keyed(KeyedNoise(1, "benchmark"), torch.arange(bench.sizes.batch), model.shape)
+    out = []
+    for k, t in enumerate([model.process.times[1], *model.times(3)[1:]]):
+        x = model.noisy(noise(2 * k), noise(2 * k + 1), t).to(bench.device)
+        said = denoise(x, t)
+        out.append(said.eps_network if said.head is None else torch.cat([said.eps_network, said.head], dim=1))
+    return torch.stack(out)
+
+
+def samples(bench: Bench, model: Model, denoise: Denoiser) -> Tensor:
+    """Samples of the project's loop: the reverse Gaussian, evenly spread times, noise made where the samples live."""
+    noise = keyed(KeyedNoise(0, "benchmark"), torch.arange(bench.sizes.batch, device=bench.device), model.shape)
+    solver, times = ReverseGaussian(model.process, Unit()), model.times(bench.sizes.steps)
+    for step in sample(denoise, solver, model.process, times, noise):
+        x = step.x
+    return x
+
+
+def median_seconds(work: Callable[[], object], repeats: int, synchronise: Callable[[], None]) -> float:
+    """Median over repeats, after one for warm-up; the device is idle whenever the clock is read."""
+    seconds = []
+    for _ in range(repeats + 1):
+        synchronise()
+        started = time.perf_counter()
+        work()
+        synchronise()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+class Comparison:
+    """One model against itself in float32 on the CPU."""
+
+    def __init__(self, bench: Bench, model: Model, large: bool = False) -> None:
+        self.bench, self.model, self.large = bench, model, large
+        cpu = Bench(torch.device("cpu"), bench.report, replace(bench.sizes, batch=bench.sizes.compared))
+        denoise = cpu.denoiser(model, PLAIN)
+        self.calls = calls(cpu, model, denoise)
+        self.samples = None if large else samples(cpu, model, denoise)
+
+    def take(self, case: Case) -> None:
+        """Compare calls, and samples of a shipped model; measure the large one."""
+        bench, name, denoise = self.bench, self.model.name, self.bench.denoiser(self.model, case)
+        found = calls(bench, self.model, denoise)[:, : bench.sizes.compared]
+        bench.report.check(f"{name}: calls", found, self.calls, CALL_LIMITS[case.precision], case)
+        if self.samples is None:
+            self.measure(denoise, case)
+            return
+        drawn = samples(bench, self.model, denoise)[: bench.sizes.compared]
+        limit = SAMPLE_LIMITS[case.precision]
+        bench.report.check(f"{name}: samples, K = {bench.sizes.steps}", drawn, self.samples, limit, case)
+
+    def measure(self, denoise: Denoiser, case: Case) -> None:
+        """Images a second of calls and of the loop, and the loop's largest memory."""
+        bench, name = self.bench, self.model.name
+        sizes, report, cuda = bench.sizes, bench.report, bench.device.type == "cuda"
+        x = torch.zeros(sizes.batch, *self.model.shape, device=bench.device)
+        label = torch.tensor(500.0, device=bench.device).expand(sizes.batch)
+
+        def bare() -> None:
+            for _ in range(sizes.calls):
+                denoise.network(x, label)
+
+        call = median_seconds(bare, sizes.repeats, bench.synchronise) / sizes.calls
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(bench.device)
+        loop = median_seconds(lambda: samples(bench, self.model, denoise), sizes.repeats, bench.synchronise)
+        report.figure(f"{name}: bare calls, batch {sizes.batch}", sizes.batch / call, "images/s", case)
+        of_loop = f"{name}: sampling, K = {sizes.steps}, batch {sizes.batch}"
+        report.figure(of_loop, sizes.batch / loop, "images/s", case)
+        report.figure(f"{of_loop}, over its calls", loop / (sizes.steps * call), "ratio", case)
+        if cuda:
+            report.figure(f"{of_loop}, memory", torch.cuda.max_memory_allocated(bench.device) / 2**20, "MiB", case)
+        else:
+            report.skipped(f"{of_loop}, memory", "counted on GPUs only", case)
+
+
+class Convolution(nn.Module):
+    """The least that a compiler can be tried on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return self.convolution(x) * torch.sigmoid(label)[:, None, None, None]
+
+
+def without_compiler(bench: Bench) -> str:
+    """Why nothing can be compiled here; "" where a convolution compiles, and then it is compared, too."""
+    network, case = Convolution().eval(), Case(compiled=True)
+    x, label = torch.linspace(-1, 1, 128, device=bench.device).reshape(2, 1, 8, 8), torch.ones(2, device=bench.device)
+    plain = runnable(network, "float32", False, bench.device)(x, label)
+    try:
+        compiled = runnable(network, "float32", True, bench.device)(x, label)
+    except Exception as error:  # the compilers of CPU and GPU fail in many ways
+        reason = f"no compiler works here ({type(error).__name__})"
+        bench.report.skipped("one convolution: calls", reason, case)
+        return reason
+    bench.report.check("one convolution: calls", compiled, plain, CALL_LIMITS["float32"], case)
+    return ""
+
+
+@torch.inference_mode()
+def run(bench: Bench, rehearse: bool) -> None:
+    """All checks and measurements, what is quick first."""
+    started, report = time.perf_counter(), bench.report
+    noises = [KeyedNoise(0, "benchmark")(torch.arange(64, device=d), 3, (3, 32, 32)) for d in (bench.device, "cpu")]
+    report.check("keyed noise", *noises, NOISE_LIMIT, PLAIN)
+    no_compiler = without_compiler(bench)
+    small = [Comparison(bench, shipped(name)) for name in SHIPPED]
+    big = Comparison(bench, random_cifar10(tiny=rehearse), large=True)
+    work = [(comparison, case) for comparison in (*small, big) for case in EAGER]
+    work += [(big, Case("bfloat16", compiled=True, channels_last=True))]
+    work += [(comparison, Case(compiled=True)) for comparison in small]
+    work += [(big, Case("tf32", compiled=True, channels_last=True))]
+    for comparison, case in work:
+        reason = ""
+        if case.precision == "tf32" and bench.device.type == "cpu":
+            reason = "TF32 is a mode of GPUs"
+        elif case.compiled and no_compiler:
+            reason = no_compiler
+        elif case.compiled and rehearse:
+            reason = "a rehearsal compiles one convolution only"
+        elif case.compiled and time.perf_counter() - started > COMPILE_UNTIL:
+            reason = f"compiled cases begin in the first {COMPILE_UNTIL:.0f} s"
+        if reason:
+            report.skipped(comparison.model.name, reason, case)
+        else:
+            comparison.take(case)
+    report.figure("all of this", time.perf_counter() - started, "s", PLAIN)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu.jsonl"))
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
+    options = parser.parse_args(argv)
+    try:
+        device = resolve_device("cpu" if options.rehearse else options.device)
+    except UserError as error:
+        parser.error(str(error))
+    if device.type == "cpu" and not options.rehearse:
+        parser.error("no GPU is there; rehearse with --rehearse.")
+    words = sys.argv[1:] if argv is None else argv
+    report = Report(options.output, device, shlex.join(["python", "-m", "benchmarks.gpu", *words]))
+    before = torch.backends.cudnn.allow_tf32, torch.get_num_threads()
+    if options.rehearse:
+        torch.set_num_threads(1)
+    try:
+        run(Bench(device, report, TINY if options.rehearse else Sizes()), options.rehearse)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_num_threads(before[1])
+        report.close()
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

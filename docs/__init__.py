@@ -1,1 +1,0 @@
-"""The tour: `python -m docs.tour` runs it and writes docs/tour.md."""

@@ -1,0 +1,152 @@
+"""The front door: ten lines of a notebook on vectors, on images and on a shipped model, against known answers."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import adpm
+from adpm.ideal import IdealDenoiser, gaussian
+from adpm.run.cli import run
+from adpm.run.commands import MODES
+
+ROOT = Path(__file__).parent.parent
+V = 0.25
+
+
+class Gauss(torch.nn.Module):
+    """The exact eps of N(0, V I): sigma x / (alpha^2 V + sigma^2), for a label that is the index of a step."""
+
+    def __init__(self, process: adpm.DiscreteProcess) -> None:
+        super().__init__()
+        self.process = process
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        time = t.double().round().numpy()
+        shape = (-1, *[1] * (x.ndim - 1))
+        alpha, sigma = (torch.as_tensor(c(time)).reshape(shape) for c in (self.process.alpha, self.process.sigma))
+        return (sigma * x / (alpha**2 * V + sigma**2)).to(x.dtype)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 16, 16)], ids=["vectors", "images"])
+def test_the_notebook_on_a_gaussian(shape):
+    """Analytic-DPM is exact there: posterior variance, cost, samples and likelihood are known in closed form."""
+    data = torch.randn(2000, *shape, generator=torch.Generator().manual_seed(0))
+    data = V**0.5 * (data - data.mean(0)) / (data - data.mean(0)).std(correction=0)  # at low SNR it is the data's own
+    process = adpm.linear(100)
+    model = adpm.Model(Gauss(process), process=process, predicts="eps", label=lambda t: t)
+    moments = model.measure(data, draws=300, times=20)
+    exact = 1.0 / (1.0 / V + np.exp(process.log_snr(moments.times)))
+    assert np.allclose(moments.estimate().values, exact, rtol=1e-5)  # the control variates leave no noise here
+    plan = model.plan(moments, steps=10)
+    assert plan.times[0] == 0.0 and plan.times[-1] == 100.0 and len(plan.times) == 11
+    samples = model.sample(plan, rule="analytic", n=400, seed=1)
+    assert samples.shape == (400, *shape)
+    assert abs(float(samples.var()) / V - 1.0) < (0.15 if shape == (2,) else 0.02)
+    exact_bits = 0.5 * np.log2(2 * np.pi * np.e * V)
+    bits = model.bits_per_dim(data[:400], model.plan(moments, steps=100, trajectory="even"), rule="analytic")
+    assert abs(bits.total.mean - exact_bits) < 4.0 * bits.total.error + 0.01
+
+
+def test_samples_are_those_of_their_number_and_seed():
+    process = adpm.linear(50)
+    model = adpm.Model(Gauss(process), process=process, label=lambda t: t)
+    plan = model.plan(steps=5, trajectory="even")
+    whole = model.sample(plan, rule="small", n=8, shape=(3,), seed=3, batch_size=8)
+    parts = model.sample(plan, rule="small", n=8, shape=(3,), seed=3, batch_size=3)
+    assert torch.allclose(whole, parts, atol=1e-6)
+    assert not torch.allclose(whole, model.sample(plan, rule="small", n=8, shape=(3,), seed=4))
+
+
+def test_plans_on_the_data_term_and_on_measured_costs():
+    """On a Gaussian with its exact scalar, `kl` and `measured` price the same steps; the data term frees the first."""
+    mixture, process = gaussian(0.0, V, (1, 2, 2)), adpm.linear(30)
+    model = adpm.Model.of(IdealDenoiser(mixture, process), process)
+    data = mixture.sample(400, 0).float()
+    moments = model.measure(data, draws=400, times=0)
+    kl = model.plan(moments, 4, images=data, data_term=True, draws=400)
+    measured = model.plan(moments, 4, images=data, cost="measured", data_term=True, draws=400)
+    assert measured.cost == pytest.approx(kl.cost, abs=0.05)  # 400 draws each
+    through_one = model.plan(moments, 4)
+    assert through_one.times[1] == 1.0 and kl.times[1] > 1.0
+    with pytest.raises(adpm.UserError, match="no training|no train images"):
+        model.plan(moments, 4, data_term=True)
+
+
+def test_what_is_wrong_is_told_by_parameter():
+    process = adpm.linear(40)
+    model = adpm.Model(Gauss(process), process=process, label=lambda t: t, data_range=(-1, 1))
+    bytes_ = torch.zeros(4, 2, dtype=torch.uint8)
+    for call, told in (
+        (lambda: model.measure(bytes_), "`images` are torch.uint8; give floats in the network's range"),
+        (lambda: model.plan(steps=4), "planning needs moments"),
+        (lambda: model.plan(steps=4, trajectory="evn"), "`trajectory.name` = 'evn' is unknown"),
+        (lambda: model.plan(steps=41, trajectory="even"), "`trajectory.steps` = 41 must lie in 1..40"),
+        (lambda: model.plan(steps=4, trajectory="even", budget="at_most"), "has no option `budget`"),
+        (lambda: model.sample(model.plan(steps=4, trajectory="even"), n=1), "rule 'analytic' needs moments"),
+        (lambda: model.sample(model.plan(steps=4, trajectory="even"), "small", 1), "give `shape`"),
+        (lambda: model.sample(model.plan(steps=4, trajectory="even"), "small", 1, solver="ddim"), "`solver` = 'ddim'"),
+    ):
+        with pytest.raises(adpm.UserError) as caught:
+            call()
+        assert told in str(caught.value)
+
+
+def test_nothing_global_is_touched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy(), torch.get_num_threads()
+    model = adpm.load(str(ROOT / "configs" / "digits.py"), workdir=tmp_path / "run")
+    moments = model.measure(draws=8, times=6)
+    model.sample(model.plan(moments, steps=4), n=2)
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1], torch.get_num_threads()
+    assert torch.equal(before[0], after[0]) and before[1] == after[1] and before[3] == after[3]
+    assert (before[2] == after[2]).all()
+    assert Path.cwd() == tmp_path
+
+
+def test_a_config_gives_the_model_that_the_modes_use(tmp_path, monkeypatch):
+    """Same moments, path and samples as --mode=sample, and the same bits/dim as --mode=likelihood."""
+    monkeypatch.chdir(ROOT)
+    model = adpm.load("configs/digits.py", workdir=tmp_path / "run")
+    moments = model.measure(draws=20, times=12)
+    plan = model.plan(moments, steps=5)
+    few = ["--config.moments.draws=20", "--config.moments.times=12", "--config.trajectory.steps=5"]
+    argv = ["main.py", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", *few]
+    options = ["--config.trajectory.data_term=False", "--config.sampling.samples=4", "--config.likelihood.images=6"]
+    assert run([*argv, *options, "--mode=sample"], MODES) == 0
+    (file,) = (tmp_path / "run" / "samples").rglob("samples.npz")
+    kept = np.load(file)["samples"]
+    samples = model.sample(plan, n=4)
+    assert np.abs(kept - ((samples.numpy() + 1.0) * 127.5)).max() <= 0.51
+    assert run([*argv, *options, "--mode=likelihood"], MODES) == 0
+    (kept_bits,) = (tmp_path / "run" / "likelihood").rglob("6-images.npz")
+    bits = model.bits_per_dim(model.images["test"][:6], plan)
+    assert np.allclose(bits.bits, np.load(kept_bits)["bits"], rtol=1e-6)
+
+
+def test_moments_are_drawn_and_kept(tmp_path):
+    process = adpm.linear(40)
+    model = adpm.Model(Gauss(process), process=process, label=lambda t: t)
+    moments = model.measure(torch.randn(50, 2), draws=10, times=6)
+    assert [axis.get_xlabel() for axis in moments.plot().axes] == ["log-SNR", "log-SNR"]
+    moments.save(tmp_path / "m.npz")
+    again = adpm.Moments.load(tmp_path / "m.npz", process)
+    assert np.array_equal(again.estimate().values, moments.estimate().values) and again.table.shape == (2,)
+
+
+def test_the_import_is_light():
+    """No board, no pictures, no data sets, no metrics; the heavy parts come when they are asked for."""
+    code = (
+        "import sys, adpm; adpm.Model; "
+        "print([m for m in ('tensorboard', 'matplotlib', 'sklearn', 'torchmetrics') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
