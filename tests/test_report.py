@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.summary.writer import event_file_writer
 
 from adpm.run.figures import deviation_figure, strip_figure
 from adpm.run.interrupts import Stop
@@ -73,6 +74,16 @@ def test_a_run_that_goes_on_has_every_point_once(tmp_path: Path) -> None:
     assert first.file_version, "what a file of events begins with"
     written(parts, range(0), last=4, rate=0.5)
     assert [step for step, _ in board(tmp_path / "parts")["run"].scalars["loss"]] == [1, 2, 3, 4], "a shorter run"
+
+
+def test_kept_events_are_read_before_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of files hold second, process and a counter: of one second, those of process 10 come before those of 9."""
+    for process, steps, last in ((9, range(1, 4), 0), (10, range(3, 6), 2), (11, range(5, 7), 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(event_file_writer.time, "time", lambda: 1_700_000_000.5)
+            patch.setattr(event_file_writer.os, "getpid", lambda process=process: process)
+            written(tmp_path / "run", steps, last)
+    assert [step for step, _ in board(tmp_path)["run"].scalars["loss"]] == [1, 2, 3, 4, 5, 6]
 
 
 def test_files_that_are_no_events_do_no_harm(tmp_path: Path) -> None:

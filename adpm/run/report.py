@@ -25,6 +25,8 @@ from adpm.moments import leaves
 from adpm.run.store import write_whole
 
 EVENTS = "events.out.tfevents.*"
+_KEPT = "events.out.tfevents.0000000000.kept"
+"""Events of earlier processes. Files are read in the order of their names, which begin with the second they are of."""
 
 
 def image_grid(unit_images: Tensor, columns: int = 0, gap: int = 1) -> Tensor:
@@ -92,9 +94,10 @@ def _keep(folder: Path, last: int) -> None:
                 RecordWriter(file).write(record)
 
     if kept:
-        write_whole(old[0], write)
-    for path in old[1 if kept else 0 :]:
-        path.unlink()
+        write_whole(folder / _KEPT, write)
+    for path in old:
+        if not (kept and path.name == _KEPT):
+            path.unlink()
 
 
 class Report:
