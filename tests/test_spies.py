@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from adpm.denoiser import LABELS, PREDICTIONS, Counted, Denoise, Denoiser, Prediction, index_label
-from adpm.draws import GAMMA, POWER, RESIDUAL, Draws
+from adpm.draws import GAMMA, POWER, RESIDUAL, Draws, Source, measure
 from adpm.errors import UserError
 from adpm.gaussian import ZERO
 from adpm.kernel import reverse_kernel
 from adpm.likelihood import Levels, keyed_noise, measure_statistics, path_terms
-from adpm.moments import Source, measure
 from adpm.noise import KeyedNoise, Noise
 from adpm.objective import eps_matching
 from adpm.process import Array, linear
