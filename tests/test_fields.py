@@ -43,7 +43,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "data.size": (5, MODEL | {"training"}),
     "data.seed": (1, MODEL | {"training"}),
     "process.name": ("subvp", MODEL | {"weights", "training"}),
-    "process.steps": (50, MODEL),
+    "process.steps": (50, MODEL | {"weights", "training"}),  # the label "index" is in units of 1000/N
     "process.t_min": (2e-3, MODEL),
     "process.grid": ("log_snr", MODEL),
     "process.beta_min": (0.2, MODEL | {"weights", "training"}),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -114,7 +114,7 @@ class Table:
         out: dict[str, Read] = {}
         while todo:
             name, found = todo.pop(0)
-            if name in out:
+            if name in out and (found.of is not None or out[name].field.of is None):
                 continue
             given = _value(config, name)
             value = found.default if given is None else given
@@ -127,7 +127,8 @@ class Table:
 
     def _of_kind(self, section: str, kind: Kind) -> list[tuple[str, Field]]:
         own = [(_dotted(section, key), found) for key, found in kind.fields.items()]
-        return own + [(other, self.field(other)) for other in kind.reads]
+        # whatever else it is part of, it is part of what the member is part of
+        return own + [(other, replace(self.field(other), of=None)) for other in kind.reads]
 
     def starting(self, *products: str) -> list[str]:
         """The shared fields that products start with."""
