@@ -76,8 +76,9 @@ class Field:
                 and (self.above is None or number > self.above)
                 and (self.below is None or number < self.below)
             )
-            if not (inside and math.isfinite(number)):
-                raise UserError(f"{name} = {value} must be a number {self.range or 'that is finite'}.")
+            told = [] if math.isfinite(number) else ["that is finite"]
+            if told or not inside:
+                raise UserError(f"{name} = {value} must be a number {' '.join([self.range, *told]).strip()}.")
 
 
 @dataclass(frozen=True)

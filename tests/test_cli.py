@@ -70,7 +70,7 @@ MISTAKES = {
     "bad precision": ([TOY, "--mode=sample", "--config.precision=fp16"], ["'fp16'", "bfloat16, float32"]),
     "eta": (
         [TOY, "--mode=sample", "--config.sampling.eta=1.5"],
-        ["config.sampling.eta = 1.5", "at least 0 and of at most 1"],
+        ["config.sampling.eta = 1.5", "of at least 0 and of at most 1"],
     ),
     "large eta": (
         [TOY, "--mode=sample", "--config.rule.name=large", "--config.sampling.eta=0.5"],
@@ -140,7 +140,7 @@ def test_a_mistake_is_one_sentence(name, capsys, tmp_path):
 
 NUMBERS = {
     "config.train.grad_clip=-1.0": "grad_clip = -1.0",
-    "config.train.learning_rate=inf": "learning_rate = inf",
+    "config.train.learning_rate=inf": "learning_rate = inf must be a number above 0 that is finite",
     "config.train.warmup=-5": "warmup = -5",
     "config.train.weight_decay=-1.0": "weight_decay = -1.0",
     "config.rule.cap_levels=nan": "cap_levels = nan",

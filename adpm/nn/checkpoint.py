@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from adpm.errors import UserError
@@ -35,7 +35,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 def save_weights(path: Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write a state dict with a JSON header to a safetensors file (whole-or-absent is the caller's part)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, str(path), metadata={"adpm": json.dumps(header, sort_keys=True)})
+    path.write_bytes(save(tensors, metadata={"adpm": json.dumps(header, sort_keys=True)}))
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -29,7 +29,20 @@ _STALE = 3600.0
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a temporary sibling and rename it to `path`."""
+    """Call `write` on a temporary sibling and rename it to `path`.
+
+    Raises:
+        OSError: naming `path`, where the system refuses; what was there is left as it was.
+    """
+    try:
+        _write_whole(path, write)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     stem = f".{path.name[-100:]}."
     for old in path.parent.glob(f"{stem}*.part"):

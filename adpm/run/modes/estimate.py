@@ -56,7 +56,7 @@ def _print_table(session: Session, table: MomentTable) -> None:
     chosen = session.estimator
     if known and len(table.times) > 3:
         left_out = np.abs(table.interpolation_error(chosen, process))
-        relative = estimates[chosen].errors / np.abs(estimates[chosen].values)
+        relative = estimates[chosen].relative()
         say(
             f"'{chosen}': standard error {np.median(relative):.1%} in the median, {relative.max():.1%} at worst; "
             f"left-out times are interpolated within {np.median(left_out):.1%} (median), {left_out.max():.1%} (worst)."
