@@ -33,10 +33,13 @@ def measured(table: MomentTable) -> list[str]:
 
 
 def excess_precision(table: MomentTable, process: Process) -> tuple[Array, Array]:
-    """kappa_t = 1/Var_t - gamma_t by the residual, with the half-width of its 95 % interval (first order)."""
+    """kappa_t = 1/Var_t - gamma_t by the residual, with the half-width of its 95 % interval (first order).
+
+    NaN where Var_t is zero: data that are all the same are infinitely precise.
+    """
     if np.isnan(table.data_variance):
         nan = np.full(len(table.times), np.nan)
         return nan, nan
     estimate = table.posterior_variance("residual", process)
-    kappa = 1.0 / estimate.values - np.exp(process.log_snr(table.times))
-    return kappa, estimate.interval() / estimate.values**2
+    values = np.where(estimate.values == 0.0, np.nan, estimate.values)
+    return 1.0 / values - np.exp(process.log_snr(table.times)), estimate.interval() / values**2

@@ -28,6 +28,7 @@ from adpm.nn.checkpoint import state_hash
 from adpm.nn.heads import Headed
 from adpm.objective import Objective, ObjectiveNeeds
 from adpm.process import Array, Process
+from adpm.progress import say
 from adpm.run import heads, store, weights
 from adpm.run.checks import check_files, check_method, check_second_output
 from adpm.run.data import DataSet
@@ -239,6 +240,8 @@ class Session:
     def _loaded(self) -> Loaded:
         network = self.network()
         found, assumed = weights.load_trunk(self.place, network)
+        if assumed:
+            say(f"'{found}' does not say what it is; taken as {assumed}.")
         denoise = self.denoiser(network, clip=self.config.denoiser.clip)
         return Loaded(denoise, state_hash(network.trunk_state()), str(found), network, assumed=assumed)
 

@@ -96,8 +96,9 @@ def samples_for(session: Session, path: Path | None = None) -> Samples:
 
 def _check(session: Session, path: Path, arrays: Arrays) -> None:
     """What a file of samples has to be."""
-    if arrays["samples"].shape[1:] != session.data.shape or arrays["variance"].shape != (path.steps,):
-        raise ValueError(f"samples {arrays['samples'].shape}, {arrays['variance'].shape} steps")
+    per_step = [arrays[name].shape for name in ("t", "variance", "clipped")]
+    if arrays["samples"].shape[1:] != session.data.shape or per_step != [(path.steps,)] * 3:
+        raise ValueError(f"samples {arrays['samples'].shape}, {per_step} steps")
     _ = arrays["strip"], arrays["deviation"], arrays["shown"], arrays["nfe"], arrays["drawing"], arrays["batch_size"]
 
 

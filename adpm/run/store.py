@@ -22,7 +22,7 @@ import numpy as np
 
 from adpm.errors import UserError
 from adpm.progress import Arrays, Keep, progress, say
-from adpm.reading import read_npz
+from adpm.reading import plain_file, read_npz
 
 _STALE = 3600.0
 """Seconds after which a temporary file belongs to a run that was killed."""
@@ -184,9 +184,10 @@ def claim(workdir: Path, wanted: Mapping[str, Any]) -> None:
     path = workdir / "config.json"
     old: dict[str, Any] = {}
     if path.exists():
+        text = plain_file(path, "file").read_text(errors="replace")
         try:
             # version 0.1 wrote null for what was left to a member
-            old = {name: value for name, value in json.loads(path.read_text()).items() if value is not None}
+            old = {name: value for name, value in json.loads(text).items() if value is not None}
         except (ValueError, AttributeError) as error:
             raise UserError(f"'{path}' is not the JSON of a config; remove the workdir or choose another.") from error
     if told := differences(old, wanted):

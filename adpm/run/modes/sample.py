@@ -18,8 +18,6 @@ def sample(session: Session) -> None:
     """Draw config.sampling.samples images and report how."""
     if told := _unused(session):
         say(told)
-    if assumed := session.sampler_model.assumed:
-        say(f"'{session.sampler_model.source}' does not say what it is; taken as {assumed}.")
     _report(session, samples_for(session))
 
 
