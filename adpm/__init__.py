@@ -24,8 +24,8 @@
 
 Imports run down this list: errors, families, reading, pickles, process, kernel, noise, denoiser, ideal, draws,
 moments, ms_eps, gaussian, variance, shortest_path, costs, planning, published_split, trajectory, solver, sampler,
-likelihood, cost_table, objective, progress, drawing, bound, paths, plots, model, nn, run. `sde` and `covariance` import
-this package and not each other.
+likelihood, cost_table, objective, members, progress, drawing, bound, paths, plots, measured, model, nn, run. `sde` and
+`covariance` import this package and not each other.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adpm.errors import UserError
-    from adpm.model import Model, Moments, Plan
+    from adpm.measured import Moments, Plan
+    from adpm.model import Model
     from adpm.process import DiscreteProcess, cosine, linear, vp_integral
     from adpm.run.load import load
 
 _PLACES = {
     "Model": "adpm.model",
-    "Moments": "adpm.model",
-    "Plan": "adpm.model",
+    "Moments": "adpm.measured",
+    "Plan": "adpm.measured",
     "UserError": "adpm.errors",
     "DiscreteProcess": "adpm.process",
     "cosine": "adpm.process",

@@ -134,7 +134,7 @@ class Source:
     variance: float
 
     @staticmethod
-    def of(size: int, images: Callable[[Tensor], Tensor]) -> Source:
+    def of(images: Callable[[Tensor], Tensor], size: int) -> Source:
         """The images 0..size-1 with their exact mean and variance, in one pass."""
         index = torch.arange(size)
         total, square = torch.zeros_like(images(index[:1])[0], dtype=torch.float64), 0.0

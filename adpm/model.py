@@ -12,98 +12,27 @@ Data have any shape: images [C, H, W] or vectors [d]. Nothing global is touched:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path as File
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adpm.bound import Bound, Terms, bound_of
-from adpm.costs import COSTS
-from adpm.denoiser import EPS_AFTER_CLIP, LABELS, PREDICTIONS, Denoise, Denoiser, TimeLabel
+from adpm.bound import Bound, Images, Terms, bound_of
+from adpm.denoiser import Denoise, Denoiser, TimeLabel
 from adpm.drawing import draw
 from adpm.draws import Source, measure
 from adpm.errors import UserError, lookup
 from adpm.families import Families, built
-from adpm.likelihood import DECODERS, Decoder, DecoderNeeds, Levels, first_posterior_variance
-from adpm.moments import ESTIMATORS, Estimate, MomentTable, spread_times, stacked, unstacked
-from adpm.paths import (
-    Path,
-    data_row,
-    find_path,
-    gamma_of,
-    measure_cost_table,
-    measure_data_row,
-    moment_needs,
-    planning_images,
-)
-from adpm.planning import BUDGETS, PLANNING_METHODS
-from adpm.process import Array, Process
+from adpm.likelihood import Decoder, DecoderNeeds, Levels, first_posterior_variance
+from adpm.measured import Moments, Plan, known_shape, need
+from adpm.members import MEMBERS
+from adpm.moments import MomentTable, spread_times, stacked, unstacked
+from adpm.paths import Pricing, find_path
+from adpm.process import Process
 from adpm.progress import Arrays, Keep, in_memory
-from adpm.solver import SOLVERS, Solver
-from adpm.trajectory import TRAJECTORIES
-from adpm.variance import RULES, Rule, RuleNeeds
-
-FAMILIES: Families = {
-    "prediction": PREDICTIONS,
-    "label": LABELS,
-    "eps_after_clip": EPS_AFTER_CLIP,
-    "estimator": ESTIMATORS,
-    "rule": RULES,
-    "cost": COSTS,
-    "budget": BUDGETS,
-    "planning_method": PLANNING_METHODS,
-    "trajectory": TRAJECTORIES,
-    "solver": SOLVERS,
-    "decoder": DECODERS,
-}
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Var[x_0 | x_t] per dimension with error bars, at measured times.
-
-    Attributes:
-        table: what was measured.
-        process: whose times they are.
-    """
-
-    table: MomentTable
-    process: Process
-
-    @property
-    def times(self) -> Array:
-        """[T], where it was measured."""
-        return self.table.times
-
-    def estimate(self, estimator: str = "residual") -> Estimate:
-        """Values, standard errors and intervals at the measured times."""
-        return self.table.posterior_variance(estimator, self.process)
-
-    def variance(self, estimator: str = "residual") -> Callable[[Array], Array]:
-        """Var[x_0 | x_t] as a function of time."""
-        return self.table.variance(estimator, self.process)
-
-    def plot(self) -> Any:
-        """A matplotlib figure: Var[eps | x_t] by each estimator, and the excess precision."""
-        from adpm.plots import moment_figure
-
-        return moment_figure(self.table, self.process)
-
-    def save(self, path: str | File) -> None:
-        """Write one npz file, which `load` and `config.moments.file` read."""
-        self.table.save(File(path))
-
-    @staticmethod
-    def load(path: str | File, process: Process) -> Moments:
-        """Moments from a file of `save`.
-
-        Raises:
-            UserError: if there is no such file.
-        """
-        return Moments(MomentTable.load(File(path)), process)
+from adpm.solver import Solver
+from adpm.variance import Rule, RuleNeeds
 
 
 class Model:
@@ -136,7 +65,7 @@ class Model:
         device: torch.device | str | None = None,
         images: Mapping[str, Tensor] | None = None,
         levels: int = 0,
-        families: Families = FAMILIES,
+        families: Families = MEMBERS,
     ) -> None:
         time_label = built(families["label"], label, "`label`", process) if isinstance(label, str) else label
         denoise = Denoiser(
@@ -164,7 +93,7 @@ class Model:
         device: torch.device | str = "cpu",
         images: Mapping[str, Tensor] | None = None,
         levels: int = 0,
-        families: Families = FAMILIES,
+        families: Families = MEMBERS,
     ) -> Model:
         """A model around a denoiser that there is already, such as an exact one."""
         model = cls.__new__(cls)
@@ -181,13 +110,8 @@ class Model:
         levels: int,
         families: Families,
     ) -> None:
-        self.denoise, self.process, self.data_range = denoise, process, data_range
-        self.device, self.images, self.levels, self.families = (
-            torch.device(device),
-            dict(images or {}),
-            levels,
-            families,
-        )
+        self.denoise, self.process, self.data_range, self.levels = denoise, process, data_range, levels
+        self.device, self.images, self.families = torch.device(device), dict(images or {}), families
 
     # Measuring
 
@@ -214,7 +138,7 @@ class Model:
             keep: see `Keep`.
             provenance: what the numbers depend on, for the file.
         """
-        source = images if isinstance(images, Source) else self.source(self._given(images, "train"))
+        source = images if isinstance(images, Source) else Source.of(*self._on_device(images, "train"))
         wanted = spread_times(self.process, times)
 
         def work(items: range) -> Arrays:
@@ -225,10 +149,6 @@ class Model:
         rows = [row for part in keep(len(wanted), 1, work, "moments") for row in unstacked(part)]
         shape = tuple(source.mean.shape)
         return Moments(MomentTable(wanted, tuple(rows), source.variance, dict(provenance or {}), shape), self.process)
-
-    def source(self, images: Tensor) -> Source:
-        """Images as moments see them, with their exact mean and variance."""
-        return Source.of(len(images), lambda index: images[index].to(self.device))
 
     # Planning
 
@@ -258,40 +178,21 @@ class Model:
             rule, eta, decoder, levels, draws, seed, batch_size: of these measurements.
             options: of the trajectory: `budget`, `cost`, `data_term`, `projection`, `method`; `log_snr_min`, ...
         """
+        pricing = Pricing(
+            self.denoise,
+            self.process,
+            rule=lambda: self.rule(rule, moments),
+            eta=eta,
+            table=lambda: need(moments, "planning").table,
+            decoder=lambda: self.decoder(decoder, moments),
+            levels=lambda: self._levels(levels),
+            images=lambda: self._on_device(images, "train"),
+            draws=draws,
+            seed=seed,
+            batch_size=batch_size,
+        )
 
-        def measured_on() -> tuple[Callable[[Tensor], Tensor], Tensor]:
-            given = self._given(images, "train")
-            return lambda index: given[index].to(self.device), planning_images(len(given), draws, seed)
-
-        def row() -> Array:
-            on, numbers = measured_on()
-            found, shape = self.decoder(decoder, moments), self._levels(levels)
-            made = measure_data_row(
-                self.denoise, self.process, found, shape, on, numbers, 100, seed=seed, batch_size=batch_size
-            )
-            return data_row(self.process, made)
-
-        def needs(data_term: bool) -> Any:
-            def costs() -> Array:
-                on, numbers = measured_on()
-                last = self.decoder(decoder, moments) if data_term else None
-                own = self.rule(rule, moments)
-                args = (self.denoise, self.process, own, last, self._levels(levels), on, numbers)
-                return measure_cost_table(*args, eta=eta, seed=seed, batch_size=batch_size)
-
-            return moment_needs(
-                lambda: _need(moments, "planning").table,
-                self.process,
-                data_row=row if data_term else lambda: None,
-                rule=lambda: self.rule(rule, moments),
-                costs=costs,
-                eta=eta,
-            )
-
-        def gamma() -> Any:
-            return gamma_of(_need(moments, "this trajectory").table, self.process)
-
-        path = find_path(self.families, trajectory, self.process, steps, needs, gamma, **options)
+        path = find_path(self.families, trajectory, self.process, steps, pricing.needs, pricing.gamma, **options)
         return Plan(path, moments)
 
     def rule(self, rule: str | Rule, moments: Moments | None = None, **options: Any) -> Rule:
@@ -300,8 +201,8 @@ class Model:
             return rule
         low, high = self.data_range or (-np.inf, np.inf)
         needs = RuleNeeds(
-            lambda estimator: _need(moments, f"rule '{rule}'").variance(estimator),
-            lambda: _need(moments, f"rule '{rule}'").table.data_variance,
+            lambda estimator: need(moments, f"rule '{rule}'").variance(estimator),
+            lambda: need(moments, f"rule '{rule}'").table.data_variance,
             ((high - low) / 2.0) ** 2,
             lambda: first_posterior_variance(self.process),
         )
@@ -309,7 +210,7 @@ class Model:
 
     def decoder(self, name: str, moments: Moments | None = None, estimator: str = "residual") -> Decoder:
         """The variance of the last step by its name."""
-        variance = DecoderNeeds(self.process, lambda: _need(moments, f"decoder '{name}'").variance(estimator))
+        variance = DecoderNeeds(self.process, lambda: need(moments, f"decoder '{name}'").variance(estimator))
         return built(self.families["decoder"], name, "`decoder`", variance)
 
     # Drawing
@@ -346,17 +247,9 @@ class Model:
             protocol: dict[str, Any] = {"eta": eta} if facts.uses_eta else {}
             protocol |= {"rule": self.rule(rule, plan.moments)} if facts.uses_rule else {}
             chosen = built(self.families["solver"], chosen, "`solver`", self.process, protocol=protocol, **options)
-        drawn = draw(
-            self.denoise,
-            chosen,
-            self.process,
-            plan.path.times,
-            self._shape(shape, plan.moments),
-            n,
-            seed=seed,
-            batch_size=batch_size,
-            device=self.device,
-        )
+        along, like = plan.times, known_shape(shape, plan.moments, self.images)
+        settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": self.device}
+        drawn = draw(self.denoise, chosen, self.process, along, like, n, **settings)
         return torch.as_tensor(drawn.images)
 
     def bits_per_dim(
@@ -382,7 +275,6 @@ class Model:
             seed: of the noise.
             batch_size: images per network call.
         """
-        data = self._given(images, "test")
         terms = Terms(
             self.denoise,
             self.process,
@@ -392,7 +284,7 @@ class Model:
             plan.path.times,
             eta,
         )
-        return bound_of(terms, lambda i: data[i].to(self.device), len(data), seed=seed, batch_size=batch_size)
+        return bound_of(terms, *self._on_device(images, "test"), seed=seed, batch_size=batch_size)
 
     # What was not said
 
@@ -410,53 +302,14 @@ class Model:
             )
         return images
 
+    def _on_device(self, images: Tensor | None, split: str) -> tuple[Images, int]:
+        """Images by their numbers, on this model's device, and how many there are."""
+        given = self._given(images, split)
+        return lambda index: given[index].to(self.device), len(given)
+
     def _levels(self, levels: int | None) -> Levels:
         count = self.levels if levels is None else levels
         if count and self.data_range is None:
             raise UserError(f"`levels` = {count} needs the model's `data_range`, in which they are spread evenly.")
         low, high = self.data_range or (0.0, 0.0)
         return Levels(count, low, high)
-
-    def _shape(self, shape: tuple[int, ...] | None, moments: Moments | None) -> tuple[int, ...]:
-        known = [shape, None if moments is None else moments.table.shape]
-        known += [tuple(images.shape[1:]) for images in self.images.values()]
-        found = next((tuple(s) for s in known if s), None)
-        if found is None:
-            raise UserError("the shape of a sample is not known; give `shape`, such as (3, 32, 32).")
-        return found
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A path of times with the moments that it was planned on.
-
-    Attributes:
-        path: the times, and what they cost.
-        moments: for rules and decoders that need them; None where there were none.
-    """
-
-    path: Path
-    moments: Moments | None = None
-
-    @property
-    def times(self) -> Array:
-        """[K+1], increasing from 0."""
-        return self.path.times
-
-    @property
-    def cost(self) -> float | None:
-        """Nats per dimension; None for a trajectory that is not planned."""
-        return self.path.cost
-
-    def with_moments(self, moments: Moments) -> Plan:
-        """The same times with other moments."""
-        return replace(self, moments=moments)
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-
-def _need(moments: Moments | None, who: str) -> Moments:
-    if moments is None:
-        raise UserError(f"{who} needs moments: moments = model.measure(images), then model.plan(moments, ...).")
-    return moments

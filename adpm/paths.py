@@ -242,3 +242,57 @@ def measure_cost_table(
     first = np.array([np.inf, *(column[0] for column in columns)]) if decoder is not None else None
     table[0] = first_edges(process, first)
     return table
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """What planning asks for, measured whenever it is asked.
+
+    Attributes:
+        denoise, process, rule, eta: the reverse process; the rule is made when asked.
+        table: gives the moments.
+        decoder, levels: give the variance of the last step, and what the data look like.
+        images: gives the images to measure on, and their number.
+        draws, seed: of them and of their noise.
+        batch_size: images per network call.
+    """
+
+    denoise: Denoise
+    process: Process
+    rule: Callable[[], Rule]
+    eta: float
+    table: Callable[[], MomentTable]
+    decoder: Callable[[], Decoder]
+    levels: Callable[[], Levels]
+    images: Callable[[], tuple[Images, int]]
+    draws: int
+    seed: int
+    batch_size: int
+
+    def needs(self, priced: bool) -> CostNeeds:
+        """What the builder of costs may ask for; `priced`: the last step, too."""
+        return moment_needs(
+            self.table,
+            self.process,
+            data_row=lambda: self._row() if priced else None,
+            rule=self.rule,
+            costs=lambda: self._costs(priced),
+            eta=self.eta,
+        )
+
+    def gamma(self) -> Floats:
+        """E||eps_network||^2 / d at every reference time, [N+1]."""
+        return gamma_of(self.table(), self.process)
+
+    def _row(self) -> Array:
+        images, count = self.images()
+        numbers = planning_images(count, self.draws, self.seed)
+        args = (self.denoise, self.process, self.decoder(), self.levels(), images, numbers, 100)
+        return data_row(self.process, measure_data_row(*args, seed=self.seed, batch_size=self.batch_size))
+
+    def _costs(self, priced: bool) -> Array:
+        images, count = self.images()
+        numbers = planning_images(count, self.draws, self.seed)
+        decoder = self.decoder() if priced else None
+        args = (self.denoise, self.process, self.rule(), decoder, self.levels(), images, numbers)
+        return measure_cost_table(*args, eta=self.eta, seed=self.seed, batch_size=self.batch_size)

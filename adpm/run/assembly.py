@@ -301,7 +301,7 @@ class Session:
     def source(self, split: str) -> Source:
         """A split as the moments see it, with its exact mean and variance."""
         if split not in self._sources:
-            self._sources[split] = Source.of(len(self.data.split(split)), self.images(split))
+            self._sources[split] = Source.of(self.images(split), len(self.data.split(split)))
         return self._sources[split]
 
     # The method

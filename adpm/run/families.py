@@ -8,15 +8,9 @@ from __future__ import annotations
 
 import importlib
 
-from adpm.costs import COSTS
-from adpm.denoiser import EPS_AFTER_CLIP, LABELS, PREDICTIONS
 from adpm.families import Families, merged
-from adpm.likelihood import DECODERS
-from adpm.moments import ESTIMATORS
+from adpm.members import MEMBERS
 from adpm.nn import NETWORKS
-from adpm.objective import OBJECTIVES
-from adpm.planning import BUDGETS, PLANNING_METHODS
-from adpm.process import PROCESSES
 from adpm.run.data import DATA_SETS
 from adpm.run.house import House
 from adpm.run.metrics import FEATURES
@@ -25,29 +19,14 @@ from adpm.run.modes.likelihood import LIKELIHOODS
 from adpm.run.times import TIMES
 from adpm.run.training import SCHEDULES
 from adpm.run.work import PRECISIONS
-from adpm.solver import SOLVERS
-from adpm.trajectory import TRAJECTORIES
-from adpm.variance import RULES
 
 CORE: Families = {
+    **MEMBERS,
     "data": DATA_SETS,
-    "process": PROCESSES,
     "network": NETWORKS,
     "denoiser": DENOISERS,
-    "prediction": PREDICTIONS,
-    "label": LABELS,
-    "eps_after_clip": EPS_AFTER_CLIP,
-    "objective": OBJECTIVES,
     "times": TIMES,
     "schedule": SCHEDULES,
-    "rule": RULES,
-    "estimator": ESTIMATORS,
-    "trajectory": TRAJECTORIES,
-    "cost": COSTS,
-    "budget": BUDGETS,
-    "planning_method": PLANNING_METHODS,
-    "solver": SOLVERS,
-    "decoder": DECODERS,
     "likelihood": LIKELIHOODS,
     "precision": PRECISIONS,
     "features": FEATURES,

@@ -1,0 +1,118 @@
+"""What the front door hands out: moments with their process, and a plan with the moments that it was made on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path as File
+from typing import Any
+
+from torch import Tensor
+
+from adpm.draws import Estimate
+from adpm.errors import UserError
+from adpm.moments import MomentTable
+from adpm.paths import Path
+from adpm.process import Array, Process
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Var[x_0 | x_t] per dimension with error bars, at measured times.
+
+    Attributes:
+        table: what was measured.
+        process: whose times they are.
+    """
+
+    table: MomentTable
+    process: Process
+
+    @property
+    def times(self) -> Array:
+        """[T], where it was measured."""
+        return self.table.times
+
+    def estimate(self, estimator: str = "residual") -> Estimate:
+        """Values, standard errors and intervals at the measured times."""
+        return self.table.posterior_variance(estimator, self.process)
+
+    def variance(self, estimator: str = "residual") -> Callable[[Array], Array]:
+        """Var[x_0 | x_t] as a function of time."""
+        return self.table.variance(estimator, self.process)
+
+    def plot(self) -> Any:
+        """A matplotlib figure: Var[eps | x_t] by each estimator, and the excess precision."""
+        from adpm.plots import moment_figure
+
+        return moment_figure(self.table, self.process)
+
+    def save(self, path: str | File) -> None:
+        """Write one npz file, which `load` and `config.moments.file` read."""
+        self.table.save(File(path))
+
+    @staticmethod
+    def load(path: str | File, process: Process) -> Moments:
+        """Moments from a file of `save`.
+
+        Raises:
+            UserError: if there is no such file.
+        """
+        return Moments(MomentTable.load(File(path)), process)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A path of times with the moments that it was planned on.
+
+    Attributes:
+        path: the times, and what they cost.
+        moments: for rules and decoders that need them; None where there were none.
+    """
+
+    path: Path
+    moments: Moments | None = None
+
+    @property
+    def times(self) -> Array:
+        """[K+1], increasing from 0."""
+        return self.path.times
+
+    @property
+    def cost(self) -> float | None:
+        """Nats per dimension; None for a trajectory that is not planned."""
+        return self.path.cost
+
+    def with_moments(self, moments: Moments) -> Plan:
+        """The same times with other moments."""
+        return replace(self, moments=moments)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def need(moments: Moments | None, who: str) -> Moments:
+    """The moments, if there are any.
+
+    Raises:
+        UserError: saying who needs them.
+    """
+    if moments is None:
+        raise UserError(f"{who} needs moments: moments = model.measure(images), then model.plan(moments, ...).")
+    return moments
+
+
+def known_shape(
+    shape: tuple[int, ...] | None, moments: Moments | None, images: Mapping[str, Tensor]
+) -> tuple[int, ...]:
+    """The shape of a sample: the one given, else that of the data of moments or of images.
+
+    Raises:
+        UserError: where nothing says it.
+    """
+    known = [shape, None if moments is None else moments.table.shape]
+    known += [tuple(split.shape[1:]) for split in images.values()]
+    found = next((tuple(s) for s in known if s), None)
+    if found is None:
+        raise UserError("the shape of a sample is not known; give `shape`, such as (3, 32, 32).")
+    return found

@@ -1,0 +1,31 @@
+"""The families of the mathematics by name: what the front door chooses from, and where every run begins."""
+
+from __future__ import annotations
+
+from adpm.costs import COSTS
+from adpm.denoiser import EPS_AFTER_CLIP, LABELS, PREDICTIONS
+from adpm.families import Families
+from adpm.likelihood import DECODERS
+from adpm.moments import ESTIMATORS
+from adpm.objective import OBJECTIVES
+from adpm.planning import BUDGETS, PLANNING_METHODS
+from adpm.process import PROCESSES
+from adpm.solver import SOLVERS
+from adpm.trajectory import TRAJECTORIES
+from adpm.variance import RULES
+
+MEMBERS: Families = {
+    "process": PROCESSES,
+    "prediction": PREDICTIONS,
+    "label": LABELS,
+    "eps_after_clip": EPS_AFTER_CLIP,
+    "objective": OBJECTIVES,
+    "rule": RULES,
+    "estimator": ESTIMATORS,
+    "trajectory": TRAJECTORIES,
+    "cost": COSTS,
+    "budget": BUDGETS,
+    "planning_method": PLANNING_METHODS,
+    "solver": SOLVERS,
+    "decoder": DECODERS,
+}
