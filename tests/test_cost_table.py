@@ -28,6 +28,8 @@ from adpm.likelihood import (
     path_terms,
     prior_nats,
 )
+from adpm.moments import spread_times
+from adpm.paths import data_row
 from adpm.planning import planner
 from adpm.process import Array, Process
 from adpm.shortest_path import edge_table
@@ -266,6 +268,20 @@ def test_a_step_of_one_group_is_the_scalar_formula() -> None:
     found = expected_steps(p, NoiseResidual(), 30, 1.0, Groups(np.ones(1), *[np.array([0.2])] * 3))
     drop = np.exp(p.log_snr(p.times[1:30])) - np.exp(p.log_snr(30.0))
     assert rel(found, 0.5 * np.log1p(drop * 0.2)) < 1e-10
+
+
+# The data term of every time
+
+
+def test_the_data_term_is_interpolated_in_log_snr() -> None:
+    """What is linear in log-SNR is met exactly; where all times were measured, the numbers are kept as they are."""
+    p = process("linear_1000")
+    line = 0.3 - 0.2 * p.log_snr(p.times[1:])
+    at = spread_times(p, 20)
+    row = data_row(p, {"times": at, "nats": line[at.astype(int) - 1]})
+    assert row[0] == np.inf and len(at) <= 22 and rel(row[1:], line) < 1e-12
+    noise = np.random.default_rng(0).normal(size=p.steps)
+    np.testing.assert_array_equal(data_row(p, {"times": p.times[1:], "nats": noise}), [np.inf, *noise])
 
 
 # What is refused
