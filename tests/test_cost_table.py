@@ -14,8 +14,10 @@ from torch import Tensor
 from adpm import ideal
 from adpm.cost_table import Groups, expected_steps, group, measure_column
 from adpm.costs import bound_costs, measured_costs
-from adpm.denoiser import Denoise, Denoiser
+from adpm.denoiser import Denoise, Denoiser, Prediction
 from adpm.errors import UserError
+from adpm.gaussian import Covariance, InBasis
+from adpm.kernel import Kernel
 from adpm.likelihood import (
     DECODERS,
     DecoderNeeds,
@@ -33,7 +35,7 @@ from adpm.paths import data_row
 from adpm.planning import planner
 from adpm.process import Array, Process
 from adpm.shortest_path import edge_table
-from adpm.variance import Averaged, Bounded, Large, LastStepCap, Rule, Small
+from adpm.variance import Averaged, Bounded, Large, LastStepCap, PosteriorRule, Rule, Small
 from covariance.rules import Learned, NoiseResidual, Relative, SquaredNoise
 from tests.goldens import RTOL, Golden, MixtureNetwork, golden, head_rule, heuristic, process, rel, with_head
 
@@ -305,3 +307,21 @@ def test_the_learned_table_plans_better_paths_than_even_ones() -> None:
     for steps in (2, 5, 10, 50):
         even = np.rint(np.arange(steps + 1) * 100 / steps).astype(int)
         assert plans.plan(steps).raw < costs.raw(even)
+
+
+class InAxes(PosteriorRule):
+    """Variances 0.02, 0.04, ... along fixed orthonormal axes."""
+
+    def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        basis = torch.linalg.qr(torch.randn(D, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+        return InBasis(0.02 * torch.arange(1, D + 1, dtype=torch.float64).reshape(1, 4, 4), basis=basis)
+
+
+def test_errors_are_measured_along_the_axes_of_the_covariance() -> None:
+    p, denoise, x0, noise = elbo_world("eps")
+    column = measure_column(denoise, p, InAxes(), None, BYTES, 50, [(x0, noise)])
+    for s in (1, 20, 49):
+        path = np.array([0.0, s, 50.0, 100.0])
+        walked = list(path_terms(denoise, p, InAxes(), lambda t: 1.0, BYTES, path, x0, noise))[1]
+        assert (walked.t, walked.s) == (50.0, s)
+        assert float(walked.nats.mean()) / D == pytest.approx(column[s], rel=1e-9)

@@ -168,6 +168,24 @@ def test_trunk_dropout_is_off_unless_asked_for():
     assert not torch.equal(block(x, t)[:, 1:], block(x, t)[:, 1:]), "the head's own dropout is on"
 
 
+def test_a_trunk_with_a_learned_variance_shows_its_mean_alone():
+    """The head takes the place of the trunk's own second output, here as in the whole network."""
+    made = NETWORKS["iddpm"].build(
+        (1, 8, 8), model_channels=8, channel_mult=(1,), num_res_blocks=1, num_heads=1, head="simple",
+        learned_variance=True,
+    )  # fmt: skip
+    made.load_state_dict(made.state_dict() | filled_state(made))
+    x, t = torch.rand(2, 1, 8, 8), torch.tensor([0.5, 3.0])
+    with torch.no_grad():
+        found, wanted = FrozenTrunk(made).eval()(x, t), made.eval()(x, t)
+    assert found.shape == (2, 2, 8, 8) and torch.equal(found, wanted)
+
+
+def test_the_trunk_goes_where_the_head_goes():
+    frozen = FrozenTrunk(network("iddpm", "simple")).double()
+    assert {p.dtype for p in (*frozen._trunk[0].parameters(), *frozen.parameters())} == {torch.float64}
+
+
 def test_a_copy_shares_the_trunk_and_owns_its_head():
     frozen = FrozenTrunk(network("iddpm", "simple"))
     other = copy.deepcopy(frozen)

@@ -33,7 +33,7 @@ from adpm.likelihood import (
     prior_nats,
 )
 from adpm.process import PROCESSES, Array, DiscreteProcess, Process
-from adpm.variance import Analytic, PosteriorRule, Rule, Unit
+from adpm.variance import Analytic, Bounded, PosteriorRule, Rule, Unit
 
 SHAPE, D = (1, 2, 3), 6
 CONTINUOUS = Levels(0, 0.0, 0.0)
@@ -293,6 +293,19 @@ def test_terms_do_not_depend_on_the_batch():
     other_path = terms(order, [0, 3, 10, 50, 80, 100])
     torch.testing.assert_close(other_path[50.0, 10.0], whole[50.0, 10.0], rtol=0, atol=0)
     assert (terms(order, [0, 10, 50, 100], seed=8)[50.0, 10.0] != whole[50.0, 10.0]).all()
+
+
+def test_a_step_says_how_much_its_rules_bounds_have_changed():
+    """The posterior variance is above 1e-9 everywhere: all is changed, but in the last step, which has no rule."""
+    process = PROCESSES["linear"].build(100)
+    denoise = ideal.IdealDenoiser(ideal.gaussian(MEAN, VARIANCE, SHAPE), process)
+    for upper, share in ((1e-9, 1.0), (9.0, 0.0)):
+        rule = Bounded(Analytic(true_variance(process)), upper)
+        steps = path_terms(
+            denoise, process, rule, lambda t: 1.0, CONTINUOUS, process.times[[0, 10, 50, 100]], images(2),
+            lambda t: torch.ones(2, *SHAPE, dtype=torch.float64),
+        )  # fmt: skip
+        assert [float(step.clipped) for step in steps] == [share, share, 0.0]
 
 
 def test_prior_is_the_divergence_of_two_gaussians():

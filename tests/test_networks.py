@@ -245,3 +245,13 @@ def test_published_time_labels(origin: str, shift: int, scale: float) -> None:
     stored = golden_json("networks/time_maps")[origin]
     found = index_label(shift, scale)(np.array(stored["inputs"], dtype=np.float64))
     np.testing.assert_allclose(found, stored["network_time_float32"], rtol=2e-7)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    network = UNet(**{**unet_options(manifest("iddpm_s_plain3")["network"]), "dropout": 0.5})
+    network.load_state_dict(filled_state(network))
+    x, t = torch.rand(2, 3, 8, 8), torch.tensor([3.0, 700.0])
+    with torch.no_grad():
+        assert not torch.equal(network(x, t), network(x, t))
+        network.eval()
+        assert torch.equal(network(x, t), network(x, t))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from adpm.noise import KeyedNoise, philox4x32
+from adpm.noise import KeyedNoise, _box_muller, philox4x32
 
 WORD = st.integers(0, 2**32 - 1)
 KNOWN_ANSWERS = {
@@ -107,6 +107,13 @@ def test_neighbouring_keys_are_uncorrelated(pair):
     a, b = (standardised(z) for z in pair(torch.arange(n), n))
     for f in (lambda z: z, np.square, np.sign):
         assert abs(np.corrcoef(f(a), f(b))[0, 1]) < 4.0 / np.sqrt(a.size)
+
+
+def test_the_extreme_words_are_numbers():
+    """The largest radius belongs to the word 0, sqrt(2 log 2^32); the word 2^32 - 1 has none."""
+    low, high = torch.zeros(1, dtype=torch.int64), torch.full((1,), 2**32 - 1)
+    assert _box_muller([low, low, low, low])[0, 0] == pytest.approx((64 * np.log(2)) ** 0.5)
+    assert _box_muller([high, low, high, low]).abs().max() == 0.0
 
 
 def test_noise_is_standard_normal():

@@ -308,6 +308,22 @@ def test_a_batch_matters_to_the_tolerance_only() -> None:
         assert 0.0 < float((whole - part).abs().max()) < 100 * tol
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_both_tolerances_act(name: str) -> None:
+    """An error is measured against atol + rtol |x|: loosening either saves evaluations."""
+    sde = WORLDS[name]
+    mixture = ideal.diagonal_mixture([0.35, 0.65], [[-0.6], [0.7]], [0.03, 0.05], (1, 1, 1))
+    x = torch.linspace(-1.0, 1.0, 5, dtype=torch.float64).reshape(-1, 1, 1, 1)
+
+    def nfe(rtol: float, atol: float) -> int:
+        denoise = ideal.IdealDenoiser(mixture, sde)
+        found = flow_likelihood(denoise, sde, x, torch.ones(1, *x.shape).double(), rtol=rtol, atol=atol, max_nfe=9999)
+        return found.nfe
+
+    tight = nfe(1e-8, 1e-8)
+    assert nfe(1e-3, 1e-8) < 0.7 * tight and nfe(1e-8, 1e-3) < 0.7 * tight
+
+
 def test_budget() -> None:
     sde = WORLDS["vp"]
     x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)

@@ -204,6 +204,23 @@ def test_training_times_fill_the_interval(sde: SDE) -> None:
     assert sde.log_snr_times(u).min() == pytest.approx(first) and sde.log_snr_times(u).max() <= 1.0
 
 
+@pytest.mark.parametrize("name", sorted(PROCESSES))
+def test_training_times_never_lie_before_the_first_reference_time(name: str) -> None:
+    """The inverse of the log-SNR rounds to either side of t_min; what is below has neither moments nor a network."""
+    for t_min in np.geomspace(1e-5, 0.3, 200):
+        sde = PROCESSES[name].build(steps=3, t_min=float(t_min))
+        assert float(sde.log_snr_times(0.0)) >= sde.times[1] == t_min
+
+
+def test_a_constant_rate_has_an_inverse_as_precise_as_any() -> None:
+    """beta_min = beta_max: B(t) is linear; and at early times nothing cancels, whatever the rates."""
+    t = np.array([1e-5, 1e-3, 0.1, 0.7, 1.0])
+    for low, high in ((10.0, 10.0), (10.0, 10.0 + 1e-9), (0.1, 20.0)):
+        for build in (VP, SubVP):
+            sde = build(beta_min=low, beta_max=high)
+            np.testing.assert_allclose(sde.time_of(sde.log_snr(t)), t, rtol=1e-12)
+
+
 # --- the discrete schedule in the limit ---
 
 

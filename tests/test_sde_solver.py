@@ -123,6 +123,25 @@ def test_spent_evaluations_are_told(sde: SDE) -> None:
         ProbabilityFlowAdaptive(sde).step(bimodal(sde), x, 0.5, 0.4, silent, carry=995)
 
 
+def test_the_budget_of_a_path_counts_all_its_steps(sde: SDE) -> None:
+    denoise, used = Counted(bimodal(sde)), []
+    for step in walk(denoise, ProbabilityFlowAdaptive(sde), np.array([0.0, 0.1, 0.5, 1.0]), points(sde), silent):
+        used.append((step.carry, denoise.calls))
+    (first, _), (second, _), last = used
+    assert 0 < first < second and [carry for carry, _ in used[:2]] == [calls for _, calls in used[:2]]
+    assert last == (second, second + 1), "the last step, to the data, is one more call and no part of the integration"
+
+
+def test_both_tolerances_act(sde: SDE) -> None:
+    """An error is measured against atol + rtol |x|: loosening either saves evaluations."""
+
+    def nfe(rtol: float, atol: float) -> int:
+        return ProbabilityFlowAdaptive(sde, rtol, atol, 5000).step(bimodal(sde), points(sde), 1.0, 0.1, silent).carry
+
+    tight = nfe(1e-9, 1e-9)
+    assert nfe(1e-3, 1e-9) < 0.5 * tight and nfe(1e-9, 1e-3) < 0.5 * tight
+
+
 def test_a_flow_that_breaks_down_is_told(sde: SDE) -> None:
     def broken(x: Tensor, t: ArrayLike) -> Prediction:
         eps = torch.full_like(x, float("nan") if float(t) < 0.5 else 0.0)

@@ -26,9 +26,9 @@ from adpm.process import Array, linear
 from adpm.sampler import MAX_STEPS, keyed, sample
 from adpm.solver import ReverseGaussian, Step
 from adpm.variance import Large, Small, Unit
-from covariance.objective import residual, squared_noise
-from covariance.rules import SquaredNoise
-from sde.corrector import Langevin, PredictorCorrector
+from covariance.objective import relative, residual, squared_noise
+from covariance.rules import Relative, SquaredNoise
+from sde.corrector import Langevin, PredictorCorrector, noise_level
 from sde.likelihood import ProbabilityFlow, keyed_probes
 from sde.process import VP
 from sde.score import score_of
@@ -265,6 +265,17 @@ def test_the_large_variance_is_for_eta_one_alone() -> None:
             Large()(reverse_kernel(LINEAR, 500, 400, eta), None)
 
 
+def test_langevin_takes_the_score_where_it_acts() -> None:
+    """At s, after a step t -> s: score = -eps / sigma_s, delta = 2 (alpha_t / alpha_s)^2 (snr sigma_s)^2."""
+    sde, x, t, s = VP(), torch.ones(2, *SHAPE, dtype=torch.float64), 0.7, 0.3
+    langevin = Langevin(sde, snr=0.2, unit=noise_level)
+    _, mean, covariance = langevin.correct(Spy(eps=0.5), x, s, (t, s), lambda draw: x)
+    sigma = float(sde.sigma(s))
+    delta = 2.0 * float(sde.alpha(t) / sde.alpha(s)) ** 2 * (0.2 * sigma) ** 2
+    torch.testing.assert_close(mean, x - delta * 0.5 / sigma)
+    assert float(covariance.values) == pytest.approx(2.0 * delta)
+
+
 # -- which eps --------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +288,23 @@ def test_objectives_are_about_the_networks_own_eps() -> None:
     torch.testing.assert_close(eps_matching(prediction, x, eps, t), 0.5**2 * one)
     torch.testing.assert_close(residual(prediction, x, eps, t), 0.5**4 * one)
     torch.testing.assert_close(squared_noise(prediction, x, eps, t), 1.5**4 * one)
+
+
+def test_a_heads_target_is_held_fixed() -> None:
+    """Only the head learns: no gradient reaches the prediction that its target is made of."""
+    x, eps, t = torch.zeros(2, *SHAPE), torch.ones(2, *SHAPE), np.array([1.0, 2.0])
+    for objective in (residual, relative(lambda t: np.full(t.shape, 0.1))):
+        x0, guess, head = (torch.full_like(x, 0.5).requires_grad_() for _ in range(3))
+        objective(Prediction(x0, guess, guess, head), x, eps, t).sum().backward()
+        assert x0.grad is None and guess.grad is None
+        assert head.grad is not None and head.grad.abs().min() > 0.0
+
+
+def test_the_relative_rule_takes_the_average_at_the_time_that_it_leaves() -> None:
+    x = torch.zeros(1, *SHAPE, dtype=torch.float64)
+    rule = Relative(lambda t: 0.001 * t)
+    found = rule.posterior(reverse_kernel(LINEAR, 500, 400), Prediction(x, x, x, x)).values
+    torch.testing.assert_close(found, torch.full_like(x, 0.5))
 
 
 def test_the_squared_noise_rule_is_about_the_networks_own_eps() -> None:
