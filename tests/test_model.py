@@ -12,9 +12,12 @@ import pytest
 import torch
 
 import adpm
+from adpm.families import Kind
 from adpm.ideal import IdealDenoiser, gaussian
+from adpm.model import FAMILIES
 from adpm.run.cli import run
 from adpm.run.commands import MODES
+from adpm.variance import RULES
 
 ROOT = Path(__file__).parent.parent
 V = 0.25
@@ -150,3 +153,84 @@ def test_the_import_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def splits() -> dict[str, torch.Tensor]:
+    """Two sets that are easily told apart, with means of their own in every place."""
+    train = 0.1 * torch.randn(60, 1, 2, 3, generator=torch.Generator().manual_seed(0)) + torch.arange(6).reshape(
+        1, 2, 3
+    )
+    return {"train": train / 6.0, "test": 0.5 * train / 6.0 - 0.2}
+
+
+def exact(**options) -> adpm.Model:
+    process = adpm.linear(50)
+    return adpm.Model.of(IdealDenoiser(gaussian(0.2, V, (1, 2, 3)), process), process, images=splits(), **options)
+
+
+def test_a_source_has_the_mean_and_the_variance_of_its_images():
+    """tr Cov / d: the spread over images, without that between places."""
+    images = splits()["train"]
+    source = exact().source(images)
+    assert source.size == 60 and torch.equal(source.images(torch.tensor([3, 50])), images[[3, 50]])
+    assert torch.allclose(source.mean, images.mean(0), atol=1e-6)
+    assert source.variance == pytest.approx(float(images.var(0, correction=0).mean()), rel=1e-4)
+
+
+def test_each_call_takes_its_own_split_unless_images_are_given():
+    model, images = exact(), splits()
+    own, given = model.measure(draws=10, times=5), model.measure(images["train"], draws=10, times=5)
+    assert np.array_equal(own.estimate().values, given.estimate().values) and len(own.times) < 10
+    plan = model.plan(own, steps=4, trajectory="even")
+    whole = model.bits_per_dim(None, plan, "unit", batch_size=7)
+    assert np.allclose(whole.bits, model.bits_per_dim(images["test"], plan, "unit").bits, rtol=1e-10)
+    assert (
+        whole.bits.shape == (5, 60) and (model.bits_per_dim(None, plan, "unit", seed=1).bits[1] != whole.bits[1]).all()
+    )
+    row = model.plan(own, steps=4, data_term=True, draws=20, seed=0)
+    assert row.cost == model.plan(own, steps=4, images=images["train"], data_term=True, draws=20).cost
+    assert row.cost != model.plan(own, steps=4, data_term=True, draws=20, seed=1).cost
+
+
+def test_planning_measures_on_images_that_the_seed_chooses(monkeypatch):
+    """The numbers themselves, not only the noise."""
+    chosen = []
+    real = adpm.model.planning_images
+    monkeypatch.setattr(adpm.model, "planning_images", lambda *args: chosen.append(args) or real(*args))
+    model = exact()
+    model.plan(model.measure(draws=10, times=5), steps=4, data_term=True, draws=20, seed=7)
+    assert chosen == [(60, 20, 7)]
+
+
+def test_x0_is_limited_to_the_range_unless_told_otherwise():
+    process, x = adpm.linear(50), torch.full((1, 2), 3.0)
+    for clip, limited in ((True, True), (False, False)):
+        network = lambda x, t: torch.zeros_like(x)  # noqa: E731  x0 = x / alpha, far outside
+        model = adpm.Model(network, process, data_range=(-1, 1), clip=clip)
+        assert (float(model.denoise(x, 20.0).x0.max()) == 1.0) == limited
+
+
+def test_rules_are_told_what_no_state_and_no_average_exceeds():
+    """((b - a)/2)^2 for data in [a, b], and the variance of the data that moments were measured on."""
+    told = []
+
+    def spy(needs):
+        told.append((needs.state_bound, needs.data_variance()))
+        return RULES["small"].build(needs)
+
+    families = {**FAMILIES, "rule": {"spy": Kind(spy, "a spy")}}
+    model = exact(data_range=(-1.0, 2.0), families=families)
+    moments = model.measure(draws=10, times=5)
+    model.rule("spy", moments)
+    assert told == [(2.25, moments.table.data_variance)]
+
+
+def test_levels_are_the_models_unless_given():
+    """Levels of a call hold for that call: 9 here and there are the same, and none is a density."""
+    plain, nine = exact(data_range=(-1.0, 1.0)), exact(data_range=(-1.0, 1.0), levels=9)
+    plan = plain.plan(steps=4, trajectory="even")
+    call = {"images": None, "plan": plan, "rule": "unit", "decoder": "published"}
+    found = [model.bits_per_dim(**call, levels=k).bits[0] for model in (plain, nine) for k in (None, 9, 0)]
+    for a, b in ((1, 3), (1, 4), (0, 2), (2, 5)):
+        assert np.array_equal(found[a], found[b])
+    assert (found[0] != found[1]).all()
