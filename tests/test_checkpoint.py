@@ -115,7 +115,7 @@ def test_hash_sees_names_shapes_and_values() -> None:
     assert hashed(a=value) == hashed(a=value.clone())
     different = [hashed(a=value), hashed(b=value), hashed(a=value.reshape(2, 3)), hashed(a=value + 1), hashed(a=-value)]
     assert len(set(different)) == len(different)
-    long, places = torch.zeros(1000), (0, 1, 500, 999)
+    long = torch.zeros(1000)
     assert len({hashed(a=long.index_fill(0, torch.tensor(i), 1.0)) for i in (0, 1, 500, 999)}) == 4, (
         "every value counts"
     )
