@@ -15,26 +15,25 @@ from typing import Any
 
 import torch
 from ml_collections import ConfigDict, FrozenConfigDict
-from torch import Tensor, nn
+from torch import nn
 
 from adpm import variance
 from adpm.denoiser import Denoiser
-from adpm.draws import Source
 from adpm.errors import UserError
-from adpm.families import Kind, built
-from adpm.likelihood import Decoder, DecoderNeeds, Levels, first_posterior_variance
+from adpm.families import built
+from adpm.likelihood import Decoder, DecoderNeeds, first_posterior_variance
 from adpm.model import Model
 from adpm.nn.checkpoint import state_hash
 from adpm.nn.heads import Headed
 from adpm.objective import Objective, ObjectiveNeeds
-from adpm.process import Array, Process
+from adpm.process import Array
 from adpm.progress import say
 from adpm.run import heads, store, weights
 from adpm.run.checks import check_files, check_method, check_second_output
-from adpm.run.data import DataSet
 from adpm.run.house import House
 from adpm.run.models import DenoiserNeeds, Loaded
 from adpm.run.naming import naming
+from adpm.run.problem import Problem
 from adpm.run.work import resolve_device, runnable, seeded
 from adpm.solver import Solver
 
@@ -43,19 +42,16 @@ VarianceOf = Callable[[str], Callable[[Array], Array]]
 
 
 @dataclass(frozen=True)
-class Session:
+class Session(Problem):
     """One command's config, workdir and objects.
 
     Attributes:
-        config: the fields.
+        config, house: see `Problem`.
         workdir: where the run keeps its files.
-        house: the families to choose from.
         trains: whether weights are about to be made, so that none are needed.
     """
 
-    config: FrozenConfigDict
     workdir: Path
-    house: House
     trains: bool = False
 
     @classmethod
@@ -67,7 +63,7 @@ class Session:
         """
         whole = copy.deepcopy(config)
         house.table.complete(whole)
-        session = cls(FrozenConfigDict(whole), workdir, house, trains)
+        session = cls(FrozenConfigDict(whole), house, workdir, trains)
         session._check()
         return session
 
@@ -88,7 +84,7 @@ class Session:
         before, after = ({p: table.part(c, p) for p in ("model", "head")} for c in (self.config, config))
         if before["model"] != after["model"]:
             raise ValueError(f"{sorted(fields)} belong to the model; make a new session")
-        session = Session(FrozenConfigDict(config), self.workdir, self.house, self.trains)
+        session = Session(FrozenConfigDict(config), self.house, self.workdir, self.trains)
         kept = ("process", "data", "outputs", "trunk", "_sources")
         head = ("model",) if self.config.rule.name == config.rule.name else ()
         session.__dict__.update({name: self.__dict__[name] for name in (*kept, *head) if name in self.__dict__})
@@ -123,41 +119,7 @@ class Session:
         with naming(self.house.table):
             _ = self.solver(lambda estimator: lambda t: t, self.process.times[:2], lambda: 1.0)
 
-    # Choices
-
-    def kind(self, choice: str) -> Kind:
-        """The member that a field chooses."""
-        found = self.house.table.field(choice)
-        (name,) = (r.value for r in self.house.table.walk(self.config, [choice]) if r.name == choice)
-        return self.house.families[found.choices][name]
-
-    def build(self, choice: str, *first: Any, protocol: Mapping[str, Any] | None = None) -> Any:
-        """The member that a field chooses, built with its own options.
-
-        Raises:
-            UserError: naming the fields.
-        """
-        table, section = self.house.table, choice.partition(".")[0]
-        found, options = table.field(choice), table.options(self.config, choice)
-        name = dict((r.name, r.value) for r in table.walk(self.config, [choice]))[choice]
-        with naming(table, section):
-            try:
-                return built(
-                    self.house.families[found.choices], name, f"`{choice}`", *first, protocol=protocol, **options
-                )
-            except UserError:
-                raise
-            except (ValueError, TypeError, ArithmeticError, IndexError, RuntimeError, MemoryError) as error:
-                told = ", ".join(f"{key} = {value!r}" for key, value in options.items())
-                raise UserError(
-                    f"config.{section} cannot be built from {told}: {type(error).__name__}: {error}."
-                ) from error
-
     # The model
-
-    @property
-    def device(self) -> torch.device:
-        return resolve_device(self.config.device)
 
     @property
     def place(self) -> weights.Place:
@@ -168,21 +130,6 @@ class Session:
     def trainable(self) -> bool:
         """Whether there is a network to train and to load."""
         return self.kind("denoiser.name").facts.trainable
-
-    @cached_property
-    def process(self) -> Process:
-        return self.build("process.name")
-
-    @cached_property
-    def data(self) -> DataSet:
-        data = self.build("data.name")
-        if len(data.shape) != 3:
-            raise UserError(f"data set '{data.name}' has images of shape {data.shape}; (C, H, W) is wanted.")
-        return data
-
-    @property
-    def levels(self) -> Levels:
-        return Levels(self.data.levels, self.data.low, self.data.high)
 
     @cached_property
     def outputs(self) -> tuple[bool, bool]:
@@ -286,23 +233,6 @@ class Session:
         """What moments and samples depend on besides their own settings; a head's identity is Loaded.head."""
         fields = self.house.table.part(self.config, "model")
         return {"weights": self.trunk.weights, "log_snr": weights.times_digest(self.process), "fields": fields}
-
-    # Data
-
-    def images(self, split: str) -> Callable[[Tensor], Tensor]:
-        """Numbers of a split's images -> the images in the network's range, on the device."""
-        stored = self.data.split(split)
-        return lambda index: self.data.scaled(stored[index]).to(self.device)
-
-    @cached_property
-    def _sources(self) -> dict[str, Source]:
-        return {}
-
-    def source(self, split: str) -> Source:
-        """A split as the moments see it, with its exact mean and variance."""
-        if split not in self._sources:
-            self._sources[split] = Source.of(self.images(split), len(self.data.split(split)))
-        return self._sources[split]
 
     # The method
 
