@@ -6,8 +6,8 @@
 Checked on the shipped digits models (discrete, VP, VE, one with a head) and on a network of CIFAR-10's size with random
 weights: single calls over the whole range of times and, for the shipped ones in float32, samples from the same noise.
 Measured on the large one: images a second of bare calls and of the sampling loop, and the largest memory. One JSON line
-a figure; a check that fails makes the exit code 1. "tf32" is float32 with torch's default for convolutions on a GPU;
-"float32" turns that off.
+a figure; a check that fails makes the exit code 1. "float32" is that in convolutions, too; "tf32", which is torch's
+default on a GPU, rounds them.
 """
 
 from __future__ import annotations
@@ -125,11 +125,9 @@ class Bench:
         """A copy of the model's network, run on the device as the case says."""
         network = copy.deepcopy(model.network)
         layout = torch.channels_last if case.channels_last else torch.contiguous_format
-        torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
-        precision = "bfloat16" if case.precision == "bfloat16" else "float32"
         if case.compiled:
             torch._dynamo.reset()
-        run = runnable(network.to(memory_format=layout), precision, case.compiled, self.device)
+        run = runnable(network.to(memory_format=layout), case.precision, case.compiled, self.device)
         return model.denoiser(lambda x, label: run(x.contiguous(memory_format=layout), label))
 
 
@@ -282,14 +280,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("no GPU is there; rehearse with --rehearse.")
     words = sys.argv[1:] if argv is None else argv
     report = Report(options.output, device, shlex.join(["python", "-m", "benchmarks.gpu", *words]))
-    before = torch.backends.cudnn.allow_tf32, torch.get_num_threads()
+    before = torch.get_num_threads()
     if options.rehearse:
         torch.set_num_threads(1)
     try:
         run(Bench(device, report, TINY if options.rehearse else Sizes()), options.rehearse)
     finally:
-        torch.backends.cudnn.allow_tf32 = before[0]
-        torch.set_num_threads(before[1])
+        torch.set_num_threads(before)
         report.close()
     return 0 if report.ok else 1
 

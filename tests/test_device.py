@@ -92,6 +92,24 @@ def test_the_network_gets_float32_whatever_the_state():
     assert seen == [(torch.float32, torch.float32)]
 
 
+@pytest.mark.parametrize(("precision", "rounded"), [("float32", False), ("tf32", True)])
+def test_convolutions_are_rounded_only_where_asked(precision, rounded):
+    """What torch does on a GPU by default is TF32; the setting is the network's alone."""
+    seen, before = [], torch.backends.cudnn.allow_tf32
+
+    class Spy(nn.Module):
+        def forward(self, x, t):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return x
+
+    for outside in (True, False):
+        torch.backends.cudnn.allow_tf32 = outside
+        runnable(Spy(), precision, False, torch.device("cpu"))(torch.zeros(2, 1, 2, 2), torch.zeros(2))
+        assert torch.backends.cudnn.allow_tf32 == outside
+    torch.backends.cudnn.allow_tf32 = before
+    assert seen == [rounded, rounded]
+
+
 def test_auto_finds_what_there_is():
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert resolve_device("cpu").type == "cpu"

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -43,18 +43,26 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@contextmanager
+def _convolutions(tf32: bool) -> Iterator[None]:
+    """On GPUs torch rounds convolutions to TF32 unless it is told not to."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 PRECISIONS: dict[str, Kind] = {
-    "float32": Kind(lambda: None, "plain float32"),
-    "bfloat16": Kind(lambda: torch.bfloat16, "bfloat16 autocast around the network; weights and results stay float32"),
+    "float32": Kind(lambda device: _convolutions(tf32=False), "plain float32"),
+    "tf32": Kind(lambda device: _convolutions(tf32=True), "float32 with convolutions in TF32 where a GPU has it"),
+    "bfloat16": Kind(
+        lambda device: torch.autocast(device.type, dtype=torch.bfloat16),
+        "bfloat16 autocast around the network; weights and results stay float32",
+    ),
 }
-
-
-def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
-    """A context for network calls."""
-    dtype = lookup(PRECISIONS, precision, "config.precision").build()
-    if dtype is None:
-        return nullcontext
-    return lambda: torch.autocast(device.type, dtype=dtype)
+"""Builders take the device and give a context for network calls."""
 
 
 def runnable(
@@ -66,10 +74,10 @@ def runnable(
     """
     network.to(device)
     call: Callable[[Tensor, Tensor], Tensor] = torch.compile(network) if compiled else network
-    context = autocast(precision, device)
+    context = lookup(PRECISIONS, precision, "config.precision").build
 
     def forward(x: Tensor, label: Tensor) -> Tensor:
-        with context():
+        with context(device):
             return call(x.float(), label.float()).float()
 
     def guarded(x: Tensor, label: Tensor) -> Tensor:
