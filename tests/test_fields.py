@@ -43,7 +43,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "data.size": (5, MODEL | {"training"}),
     "data.seed": (1, MODEL | {"training"}),
     "process.name": ("subvp", MODEL | {"weights", "training"}),
-    "process.steps": (50, MODEL | {"weights", "training"}),  # the label "index" is in units of 1000/N
+    "process.steps": (50, MODEL),
     "process.t_min": (2e-3, MODEL),
     "process.grid": ("log_snr", MODEL),
     "process.beta_min": (0.2, MODEL | {"weights", "training"}),
@@ -56,10 +56,6 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "network.num_heads": (2, MODEL | {"weights", "training", "head"}),
     "network.scale_shift": (False, MODEL | {"weights", "training", "head"}),
     "network.pretrained": ("no.safetensors", set()),
-    "denoiser.label": ("time_999", MODEL | {"weights", "training"}),
-    "denoiser.predicts": ("x0", MODEL | {"weights", "training"}),
-    "denoiser.time_shift": (1, MODEL | {"weights", "training"}),
-    "denoiser.time_scale": (2.0, MODEL | {"weights", "training"}),
     "train.objective": ("vlb", {"training", "head"}),
     "train.times": ("log_snr", {"training", "head"}),
     "train.iterations": (7, set()),
@@ -136,6 +132,27 @@ def test_a_field_changes_these_keys_and_no_others(name, before, tmp_path):
     assert {key for key in before if before[key] != after[key]} == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("denoiser.label", "time_999"),
+        ("denoiser.predicts", "x0"),
+        ("denoiser.time_shift", 1),
+        ("denoiser.time_scale", 2.0),
+        ("process.steps", 50),  # the label "index" is in units of 1000/N
+    ],
+)
+def test_what_a_network_is_called_with_is_part_of_it_and_of_its_figures(name, value):
+    """An exact denoiser has no label: there, these fields are refused."""
+    parts = []
+    for fields in ({}, {name: value}):
+        config, _ = load_config("configs/toy_sde.py", "vp")
+        TABLE.update(config, {**FULL, "denoiser.name": "network", **fields})
+        parts.append({product: TABLE.part(config, product) for product in ("weights", "training", "model", "head")})
+    changed = {product for product in parts[0] if parts[0][product] != parts[1][product]}
+    assert changed == {"model", "weights", "training"}
+
+
 def test_every_field_that_is_read_there_is_in_the_list(tmp_path):
     """But for the data set and the denoiser, whose members bring others along, and what only some members have."""
     read = {item.name for item in TABLE.walk(session(tmp_path, {}).config, [n for n in TABLE.names if "." not in n])}
@@ -154,6 +171,11 @@ def test_what_nobody_reads_is_refused(tmp_path):
             "toy",
             {"trajectory.name": "even", "trajectory.data_term": False},
             "trajectory.name = 'even', which takes: none",
+        ),
+        (
+            "toy",
+            {"denoiser.label": "time_999"},
+            "denoiser.name = 'ideal', which takes: none; it is an option of network",
         ),
         ("toy", {"trajectory.name": "even", "trajectory.cost": "bound"}, "trajectory.name = 'even'"),
         ("toy", {"trajectory.name": "even", "trajectory.budget": "at_most"}, "an option of least_cost"),

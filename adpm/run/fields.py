@@ -37,8 +37,8 @@ SECTIONS: dict[str, dict[str, Field]] = {
     },
     "denoiser": {
         "name": Field("network", "how x0 is predicted", choices="denoiser", of=_MODEL),
-        "predicts": Field("eps", "what the network's output is", choices="prediction", of=_MODEL),
-        "label": Field("index", "the number that the network receives as time", choices="label", of=_MODEL),
+        "predicts": Field("eps", "what the network's output is", choices="prediction"),
+        "label": Field("index", "the number that the network receives as time", choices="label"),
         "clip": Field(True, "limit x0 to the data range", of=("model", "head"), reads=("denoiser.eps_after_clip",)),
         "eps_after_clip": Field("rederive", "the eps that goes with a clipped x0", choices="eps_after_clip"),
     },

@@ -73,6 +73,11 @@ def _ideal(needs: DenoiserNeeds) -> Loaded:
 
 
 DENOISERS: dict[str, Kind] = {
-    "network": Kind(lambda needs: needs.network(), "a network with trained weights", DenoiserFacts(trainable=True)),
+    "network": Kind(
+        lambda needs: needs.network(),
+        "a network with trained weights",
+        DenoiserFacts(trainable=True),
+        reads=("denoiser.predicts", "denoiser.label"),
+    ),
     "ideal": Kind(_ideal, "exact, for data with known truth: no network at all", DenoiserFacts(trainable=False)),
 }

@@ -214,7 +214,7 @@ class Table:
                 return f"{told}config.{_dotted(section, reader)} = {_value(config, _dotted(section, reader))!r}."
         for choice in (n for n in self.names if _split(n)[0] == section and self.field(n).choices):
             family, chosen = self.families[self.field(choice).choices], _value(config, choice)
-            who = ", ".join(member for member, kind in family.items() if key in kind.fields)
+            who = ", ".join(member for member, kind in family.items() if key in kind.fields or name in kind.reads)
             if who:
                 kind = family.get(str(chosen))
                 takes = ", ".join(kind.fields) if kind is not None and kind.fields else "none"
