@@ -39,7 +39,7 @@ class Model:
     """A noise predictor and its process.
 
     Args:
-        network: (x [B, ...], label [B]) -> [B, ...]; a module or any callable.
+        network: (x [B, ...], label [B]) -> [B, ...]; a module, which is put into evaluation mode, or any callable.
         process: the forward process it was trained for.
         predicts: what its output is: "eps", "x0" or "score".
         label: what it receives as time: a name ("index": n - 0, times 1000/N), or a function of times.
@@ -76,12 +76,11 @@ class Model:
             clip=data_range if clip else None,
             eps_after_clip=eps_after_clip,
         )
-        if device is None:
-            first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-            device = "cpu" if first is None else first.device
-        elif isinstance(network, nn.Module):
+        if isinstance(network, nn.Module):
+            first = next(network.eval().parameters(), None)
+            device = device or ("cpu" if first is None else first.device)
             network.to(device)
-        self._set(denoise, process, data_range, device, images, levels, families)
+        self._set(denoise, process, data_range, device or "cpu", images, levels, families)
 
     @classmethod
     def of(
@@ -174,10 +173,14 @@ class Model:
             moments: from `measure`; a fixed trajectory such as "even" needs none.
             steps: K.
             trajectory: "least_cost", "log_snr", "even", ...
-            images: to measure the data term (`data_term=True`) or `cost="measured"` on; the model's own unless given.
+            images: to measure the last step or `cost="measured"` on; the model's own training images unless given.
             rule, eta, decoder, levels, draws, seed, batch_size: of these measurements.
             options: of the trajectory: `budget`, `cost`, `data_term`, `projection`, `method`; `log_snr_min`, ...
+                Unless `data_term` is said, the last step is priced where there are images to measure it on; else
+                a path goes through the first reference time.
         """
+        if "data_term" in lookup(self.families["trajectory"], trajectory, "`trajectory`").fields:
+            options = {"data_term": images is not None or "train" in self.images, **options}
         pricing = Pricing(
             self.denoise,
             self.process,
@@ -191,7 +194,6 @@ class Model:
             seed=seed,
             batch_size=batch_size,
         )
-
         path = find_path(self.families, trajectory, self.process, steps, pricing.needs, pricing.gamma, **options)
         return Plan(path, moments)
 

@@ -15,11 +15,11 @@ from adpm.bound import Images
 from adpm.cost_table import measure_column
 from adpm.costs import CostNeeds, first_edges
 from adpm.denoiser import Denoise
-from adpm.errors import UserError
+from adpm.errors import UserError, lookup
 from adpm.families import Families, built
 from adpm.kernel import Kernel
 from adpm.likelihood import Decoder, Levels, Statistics, keyed_noise, measure_statistics, prior_nats
-from adpm.moments import MomentTable, spread_times
+from adpm.moments import MomentTable
 from adpm.planning import Plan, Planner, planner
 from adpm.process import Array, Process
 from adpm.progress import Arrays, Keep, in_memory, progress
@@ -92,14 +92,14 @@ def find_path(
         steps: K.
         needs: (whether the last step is priced) -> what planning may ask for.
         ms_eps: as in `Request`.
-        options: of the trajectory, and of the costs that it plans on.
+        options: of the trajectory, and of the costs that it plans on; those unsaid have their fields' defaults.
 
     Raises:
         UserError: if there is no such path.
     """
     made: list[_Recording] = []
 
-    def solved(cost: str = "kl", method: str = "auto", data_term: bool = False, **of_cost: Any) -> Any:
+    def solved(cost: str, method: str, data_term: bool, **of_cost: Any) -> Any:
         costs = built(families["cost"], cost, "`cost`", needs(data_term), **of_cost)
         made.append(_Recording(planner(costs, steps, method)))
         return made[-1]
@@ -107,7 +107,9 @@ def find_path(
     if steps > process.steps:
         raise UserError(f"`trajectory.steps` = {steps} must lie in 1..{process.steps}, the number of reference times.")
     request = Request(process, steps, ms_eps, solved)
-    indices = built(families["trajectory"], name, "`trajectory.name`", request, **options)
+    fields = lookup(families["trajectory"], name, "`trajectory.name`").fields
+    unsaid = {key: own.default for key, own in fields.items() if own.given}
+    indices = built(families["trajectory"], name, "`trajectory.name`", request, **{**unsaid, **options})
     plan = made[-1].plans[-1] if made and made[-1].plans else None
     return Path(indices, process.times[indices], plan)
 
@@ -188,17 +190,16 @@ def measure_data_row(
     levels: Levels,
     images: Images,
     numbers: Tensor,
-    times: int,
+    times: Array,
     *,
     seed: int,
     batch_size: int,
 ) -> Arrays:
-    """Nats per dimension of a last step t -> 0, at `times` reference times even in log-SNR."""
-    at = spread_times(process, times)
+    """Nats per dimension of a last step t -> 0, at these times."""
     found = statistics_of(
-        denoise, process, decoder, levels, images, numbers, at, seed=seed, batch_size=batch_size, stream="data term"
+        denoise, process, decoder, levels, images, numbers, times, seed=seed, batch_size=batch_size, stream="data term"
     )
-    return {"times": at, "nats": found.data.mean(1) / found.dim}
+    return {"times": times, "nats": found.data.mean(1) / found.dim}
 
 
 def data_row(process: Process, measured: Arrays) -> Array:
@@ -287,7 +288,7 @@ class Pricing:
     def _row(self) -> Array:
         images, count = self.images()
         numbers = planning_images(count, self.draws, self.seed)
-        args = (self.denoise, self.process, self.decoder(), self.levels(), images, numbers, 100)
+        args = (self.denoise, self.process, self.decoder(), self.levels(), images, numbers, self.table().times)
         return data_row(self.process, measure_data_row(*args, seed=self.seed, batch_size=self.batch_size))
 
     def _costs(self, priced: bool) -> Array:

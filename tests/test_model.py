@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import adpm
+from adpm.draws import Source
 from adpm.families import Kind
 from adpm.ideal import IdealDenoiser, gaussian
-from adpm.model import FAMILIES
+from adpm.members import MEMBERS
 from adpm.run.cli import run
 from adpm.run.commands import MODES
 from adpm.variance import RULES
@@ -90,7 +91,7 @@ def test_what_is_wrong_is_told_by_parameter():
     for call, told in (
         (lambda: model.measure(bytes_), "`images` are torch.uint8; give floats in the network's range"),
         (lambda: model.plan(steps=4), "planning needs moments"),
-        (lambda: model.plan(steps=4, trajectory="evn"), "`trajectory.name` = 'evn' is unknown"),
+        (lambda: model.plan(steps=4, trajectory="evn"), "`trajectory` = 'evn' is unknown"),
         (lambda: model.plan(steps=41, trajectory="even"), "`trajectory.steps` = 41 must lie in 1..40"),
         (lambda: model.plan(steps=4, trajectory="even", budget="at_most"), "has no option `budget`"),
         (lambda: model.sample(model.plan(steps=4, trajectory="even"), n=1), "rule 'analytic' needs moments"),
@@ -100,6 +101,14 @@ def test_what_is_wrong_is_told_by_parameter():
         with pytest.raises(adpm.UserError) as caught:
             call()
         assert told in str(caught.value)
+
+
+def test_a_module_is_used_as_it_was_trained_for_use():
+    """Dropout would be noise of its own: the same state gives the same prediction."""
+    network = torch.nn.ModuleDict({"drop": torch.nn.Dropout(0.5)})
+    network.forward = lambda x, t: network["drop"](x)
+    model = adpm.Model(network, adpm.linear(40), predicts="x0")
+    assert torch.equal(model.denoise(torch.ones(1, 64), 3.0).x0, torch.ones(1, 64))
 
 
 def test_nothing_global_is_touched(tmp_path, monkeypatch):
@@ -120,10 +129,10 @@ def test_a_config_gives_the_model_that_the_modes_use(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     model = adpm.load("configs/digits.py", workdir=tmp_path / "run")
     moments = model.measure(draws=20, times=12)
-    plan = model.plan(moments, steps=5)
+    plan = model.plan(moments, steps=5, draws=20)
     few = ["--config.moments.draws=20", "--config.moments.times=12", "--config.trajectory.steps=5"]
     argv = ["main.py", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", *few]
-    options = ["--config.trajectory.data_term=False", "--config.sampling.samples=4", "--config.likelihood.images=6"]
+    options = ["--config.sampling.samples=4", "--config.likelihood.images=6"]
     assert run([*argv, *options, "--mode=sample"], MODES) == 0
     (file,) = (tmp_path / "run" / "samples").rglob("samples.npz")
     kept = np.load(file)["samples"]
@@ -171,7 +180,7 @@ def exact(**options) -> adpm.Model:
 def test_a_source_has_the_mean_and_the_variance_of_its_images():
     """tr Cov / d: the spread over images, without that between places."""
     images = splits()["train"]
-    source = exact().source(images)
+    source = Source.of(lambda index: images[index], len(images))
     assert source.size == 60 and torch.equal(source.images(torch.tensor([3, 50])), images[[3, 50]])
     assert torch.allclose(source.mean, images.mean(0), atol=1e-6)
     assert source.variance == pytest.approx(float(images.var(0, correction=0).mean()), rel=1e-4)
@@ -195,8 +204,8 @@ def test_each_call_takes_its_own_split_unless_images_are_given():
 def test_planning_measures_on_images_that_the_seed_chooses(monkeypatch):
     """The numbers themselves, not only the noise."""
     chosen = []
-    real = adpm.model.planning_images
-    monkeypatch.setattr(adpm.model, "planning_images", lambda *args: chosen.append(args) or real(*args))
+    real = adpm.paths.planning_images
+    monkeypatch.setattr(adpm.paths, "planning_images", lambda *args: chosen.append(args) or real(*args))
     model = exact()
     model.plan(model.measure(draws=10, times=5), steps=4, data_term=True, draws=20, seed=7)
     assert chosen == [(60, 20, 7)]
@@ -218,7 +227,7 @@ def test_rules_are_told_what_no_state_and_no_average_exceeds():
         told.append((needs.state_bound, needs.data_variance()))
         return RULES["small"].build(needs)
 
-    families = {**FAMILIES, "rule": {"spy": Kind(spy, "a spy")}}
+    families = {**MEMBERS, "rule": {"spy": Kind(spy, "a spy")}}
     model = exact(data_range=(-1.0, 2.0), families=families)
     moments = model.measure(draws=10, times=5)
     model.rule("spy", moments)

@@ -14,7 +14,7 @@ from adpm.denoiser import Prediction
 from adpm.draws import COLUMNS, Draws
 from adpm.ideal import IdealDenoiser, gaussian
 from adpm.likelihood import Levels, keyed_noise, measure_statistics
-from adpm.model import FAMILIES
+from adpm.members import MEMBERS
 from adpm.moments import MomentTable
 from adpm.paths import (
     data_row,
@@ -66,9 +66,8 @@ def test_planning_images_are_of_the_whole_split_and_of_the_seed() -> None:
 
 def test_a_data_row_is_the_mean_of_its_images_and_has_noise_of_its_own() -> None:
     """Nats per dimension; noise of (seed, image) and of no other purpose: the bound's is another."""
-    found = measure_data_row(
-        DENOISE, PROCESS, decoder, CONTINUOUS, images, NUMBERS, 0, seed=3, batch_size=2
-    )  # fmt: skip
+    times = PROCESS.times[1:]
+    found = measure_data_row(DENOISE, PROCESS, decoder, CONTINUOUS, images, NUMBERS, times, seed=3, batch_size=2)
     assert (found["times"] == PROCESS.times[1:]).all()
     for stream, same in (("data term", True), ("likelihood", False)):
         noise = keyed_noise(3, PROCESS, NUMBERS, SHAPE, torch.float64, stream)
@@ -150,7 +149,7 @@ def test_a_path_prices_the_last_step_if_it_is_asked_to(asked: bool) -> None:
             costs=lambda: np.zeros(0), eta=1.0,
         )  # fmt: skip
 
-    path = find_path(FAMILIES, "least_cost", PROCESS, 4, needs, data_term=asked)
+    path = find_path(MEMBERS, "least_cost", PROCESS, 4, needs, data_term=asked)
     assert said == [asked] and path.steps == 4 and path.times[-1] == 40.0
     assert path.times[1] == (9.0 if asked else 1.0) and path.cost == path.plan.raw
 
@@ -167,7 +166,7 @@ def test_noise_of_measurements_is_apart_from_the_bounds() -> None:
         return torch.zeros(len(index), *SHAPE, dtype=torch.float64)
 
     args = (spy, PROCESS, decoder, CONTINUOUS, nothing, NUMBERS)
-    measure_data_row(*args, 0, seed=3, batch_size=9)
+    measure_data_row(*args, PROCESS.times[1:], seed=3, batch_size=9)
     statistics_of(*args, PROCESS.times[1:], seed=3, batch_size=9)
     row, bound = torch.stack(seen[:40]), torch.stack(seen[40:])
     assert row.shape == bound.shape == (40, 5, *SHAPE) and (row != bound).all()

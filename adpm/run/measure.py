@@ -158,7 +158,7 @@ def data_row_for(session: Session) -> Array:
             session.levels,
             session.images("train"),
             numbers,
-            section.times,
+            spread_times(session.process, section.times),
             seed=config.seed,
             batch_size=config.likelihood.batch_size,
         )
