@@ -36,7 +36,8 @@ _SIGNATURES = (
     (b"\x89PNG", "a PNG picture"),
     (b"%PDF", "a PDF"),
 )
-_DEFLATE = 1100  # no deflate stream expands more than 1032 times
+DEFLATE = 1100
+"""No deflate stream expands so many times: 1032 at most."""
 
 
 def plain_file(path: Path, what: str) -> Path:
@@ -104,7 +105,7 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArra
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, whole: int) -> NDArray[Any]:
-    ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DEFLATE}.get(info.compress_type, 0)
+    ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: DEFLATE}.get(info.compress_type, 0)
     if info.compress_size > whole or info.file_size > ratio * info.compress_size:
         raise ValueError(f"'{name}' claims {info.file_size} bytes, more than there are")
     with archive.open(info) as file:

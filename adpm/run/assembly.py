@@ -226,13 +226,15 @@ class Session(Problem):
         """Bind the workdir to what a product of it depends on."""
         fields = self.house.table.part(self.config, product)
         prefix = {"head": "head: "}.get(product, "")
-        store.claim(self.workdir, {f"{prefix}{name}": value for name, value in fields.items()})
+        wanted = {**fields, **self.data.content}
+        store.claim(self.workdir, {f"{prefix}{name}": value for name, value in wanted.items()})
 
     @property
     def identity(self) -> dict[str, Any]:
         """What moments and samples depend on besides their own settings; a head's identity is Loaded.head."""
         fields = self.house.table.part(self.config, "model")
-        return {"weights": self.trunk.weights, "log_snr": weights.times_digest(self.process), "fields": fields}
+        model = {"weights": self.trunk.weights, "log_snr": weights.times_digest(self.process), "fields": fields}
+        return {**model, **self.data.content}
 
     # The method
 

@@ -5,6 +5,7 @@ With L levels 0..L-1 and range [a, b], level l becomes a + (b - a) l / (L - 1). 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from adpm import ideal
 from adpm.errors import UserError, lookup
 from adpm.families import Field, Kind
-from adpm.run import cifar10
+from adpm.run import arrays, cifar10
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class DataSet:
         low, high: the range [a, b] that networks see.
         labels: "train" and "test" -> class labels [n], empty when there are none.
         truth: the exact distribution, where it is known.
+        digest: of the images, where their name does not say which they are.
     """
 
     name: str
@@ -42,10 +44,16 @@ class DataSet:
     high: float
     labels: dict[str, Tensor]
     truth: ideal.Mixture | None = None
+    digest: str = ""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise UserError(f"`low` = {self.low} and `high` = {self.high} must be finite, and low below high.")
+
+    @property
+    def content(self) -> dict[str, str]:
+        """Which images these are, for keys; empty where the fields of the config say it."""
+        return {"images": self.digest} if self.digest else {}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -144,6 +152,26 @@ def cifar10_images(*, folder: str = "data", download: bool = False, low: float =
     return DataSet("cifar10", splits, 256, low, high, labels)
 
 
+def array_images(*, file: str, test_file: str = "", held_out: int = 0, low: float = -1.0, high: float = 1.0) -> DataSet:
+    """Your own images in one file, 256 levels: see `adpm.run.arrays`. The last `held_out` are for test (0: a fifth)."""
+    images, labels = arrays.read_images(Path(file))
+    sets, labelled = {"train": images}, {} if labels is None else {"train": labels}
+    if test_file:
+        sets["test"], of_test = arrays.read_images(Path(test_file))
+        labelled = {} if of_test is None or labels is None else {**labelled, "test": of_test}
+        if sets["test"].shape[1:] != images.shape[1:]:
+            shapes = tuple(images.shape[1:]), tuple(sets["test"].shape[1:])
+            raise UserError(f"`test_file` = '{test_file}' has images of shape {shapes[1]}, `file` of {shapes[0]}.")
+    else:
+        kept = len(images) - (held_out or len(images) // 5)
+        if not 0 < kept < len(images):
+            raise UserError(f"`held_out` = {held_out} leaves {max(kept, 0)} of {len(images)} images to train on.")
+        sets = {"train": images[:kept], "test": images[kept:]}
+        labelled = {} if labels is None else {"train": labels[:kept], "test": labels[kept:]}
+    content = hashlib.sha256(b"".join(part.numpy().tobytes() for part in sets.values())).hexdigest()[:12]
+    return DataSet("arrays", sets, 256, low, high, labelled, digest=content)
+
+
 @dataclass(frozen=True)
 class DataFacts:
     """What may be asked of a data set before it is read.
@@ -196,5 +224,16 @@ DATA_SETS: dict[str, Kind] = {
         "CIFAR-10, 60,000 RGB images of 32x32",
         DataFacts(lambda **options: cifar10.missing(Path(options["folder"]), options["download"])),
         {**_PLACE, **_range()},
+    ),
+    "arrays": Kind(
+        array_images,
+        "your own images in an npz, npy or IDX file, 256 levels",
+        DataFacts(lambda **options: arrays.missing(options.get("file", ""))),
+        {
+            "file": Field("", "npz (`images`, `labels`), npy or IDX (MNIST's), uint8 [n, H, W] or [n, H, W, C]", of=()),
+            "test_file": Field("", "the same for test; empty = the last images of `data.file`", of=()),
+            "held_out": Field(0, "images at the end that are for test; 0 = a fifth", low=0, of=_DRAWN),
+            **_range(),
+        },
     ),
 }

@@ -162,9 +162,10 @@ class Grid:
 
 
 def data_identity(session: Session) -> dict[str, Any]:
-    """The fields of config.data less the range that the network sees."""
+    """Which images these are, less the range that the network sees."""
     fields = session.house.table.part(session.config, "model")
-    return {k: v for k, v in fields.items() if k.startswith("data.") and k not in ("data.low", "data.high")}
+    own = {k: v for k, v in fields.items() if k.startswith("data.") and k not in ("data.low", "data.high")}
+    return {**own, **session.data.content}
 
 
 def _check_axes(config: ConfigDict, house: House) -> None:
