@@ -1,8 +1,9 @@
-"""Frechet distances: the formula against dense linear algebra, feature spaces, and a classifier that knows digits."""
+"""Distances: the formula against dense linear algebra, feature spaces, a classifier that knows digits, known energies."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ from adpm.errors import UserError
 from adpm.nn.checkpoint import read_header, read_weights
 from adpm.nn.classifier import DigitFeatures
 from adpm.run.data import digits
-from adpm.run.metrics import CLASSIFIER, FEATURES, FrechetDistance
+from adpm.run.metrics import CLASSIFIER, FEATURES, FrechetDistance, energy_distance
 
 ROOT = Path(__file__).parent.parent
 PLACES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -252,3 +253,17 @@ def test_the_distance_sees_what_is_wrong_with_images():
     without_ones = distance(real[data.labels["train"] != 1])
     noisy = distance((real + 0.5 * torch.randn(real.shape)).clamp(-1, 1))
     assert 0 < bottom < fresh < noisy and bottom < without_ones < noisy
+
+
+def test_the_energy_distance_of_two_normals_is_known():
+    """E|X - Y| = s sqrt(2/pi) exp(-d^2/2s^2) + d erf(d/(s sqrt 2)) for X - Y ~ N(d, s^2); of one distribution it is 0."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 4000, 1, generator=generator, dtype=torch.float64)
+    d, s = 1.0, math.sqrt(2.0)
+    between = s * math.sqrt(2 / math.pi) * math.exp(-(d**2) / (2 * s**2)) + d * math.erf(d / (s * math.sqrt(2)))
+    within = 2.0 / math.sqrt(math.pi)
+    assert energy_distance(x, y + d) == pytest.approx(2 * between - 2 * within, abs=0.03)
+    halves = [energy_distance(a, b) for a, b in zip(x.split(100), y.split(100), strict=True)]
+    assert abs(np.mean(halves)) < 3 * np.std(halves) / math.sqrt(len(halves)) and min(halves) < 0 < max(halves)
+    images = torch.tensor([[[0.0, 0.0]], [[3.0, 4.0]]])
+    assert energy_distance(images, torch.zeros(2, 1, 2)) == pytest.approx(2 * 2.5 - 5.0 - 0.0)
