@@ -1,4 +1,4 @@
-"""Distances: the formula against dense linear algebra, feature spaces, a classifier that knows digits, known energies."""
+"""Distances: the formula against dense linear algebra, known energies, feature spaces, a classifier of digits."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_the_distance_sees_what_is_wrong_with_images():
 
 
 def test_the_energy_distance_of_two_normals_is_known():
-    """E|X - Y| = s sqrt(2/pi) exp(-d^2/2s^2) + d erf(d/(s sqrt 2)) for X - Y ~ N(d, s^2); of one distribution it is 0."""
+    """E|X - Y| = s sqrt(2/pi) exp(-d^2/2s^2) + d erf(d/(s sqrt 2)) for X - Y ~ N(d, s^2); of one distribution: 0."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 4000, 1, generator=generator, dtype=torch.float64)
     d, s = 1.0, math.sqrt(2.0)
