@@ -248,6 +248,7 @@ class Model:
             facts = lookup(self.families["solver"], chosen, "`solver`").facts
             protocol: dict[str, Any] = {"eta": eta} if facts.uses_eta else {}
             protocol |= {"rule": self.rule(rule, plan.moments)} if facts.uses_rule else {}
+            protocol |= {"times": plan.times} if facts.uses_path else {}
             chosen = built(self.families["solver"], chosen, "`solver`", self.process, protocol=protocol, **options)
         along, like = plan.times, known_shape(shape, plan.moments, self.images)
         settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": self.device}

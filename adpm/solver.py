@@ -86,11 +86,13 @@ class SolverFacts:
         uses_rule: whether the variance rule is its covariance, given as `rule`; else it brings its own noise.
         uses_eta: whether eta is a choice, given as `eta`; else it is part of the solver.
         needs_sde: whether it wants a process with drift and diffusion.
+        uses_path: whether it wants to know the whole path from the start, given as `times` [K+1].
     """
 
     uses_rule: bool = False
     uses_eta: bool = False
     needs_sde: bool = False
+    uses_path: bool = False
 
 
 SOLVERS: dict[str, Kind] = {
@@ -101,4 +103,4 @@ SOLVERS: dict[str, Kind] = {
         reads=("rule.name", "sampling.eta"),
     ),
 }
-"""Builders take (process, rule=, eta=, own options): rule and eta where the facts say so."""
+"""Builders take (process, rule=, eta=, times=, own options): the first three where the facts say so."""

@@ -269,6 +269,7 @@ class Session(Problem):
         protocol: dict[str, Any] = {"eta": self.config.sampling.eta} if facts.uses_eta else {}
         if facts.uses_rule:
             protocol["rule"] = self.rule(variance_of, times, data_variance)
+        protocol |= {"times": times} if facts.uses_path else {}
         solver = self.build("sampling.solver", self.process, protocol=protocol)
         if self.config.sampling.corrector is None:
             return solver
