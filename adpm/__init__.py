@@ -23,9 +23,9 @@
     K, t_0..t_K     path                   trajectory: t_0 = 0 is the data, t_K = N
 
 Imports run down this list: errors, families, reading, pickles, process, kernel, noise, denoiser, ideal, draws,
-moments, ms_eps, gaussian, variance, shortest_path, costs, planning, published_split, trajectory, solver, sampler,
-likelihood, cost_table, objective, members, progress, drawing, bound, paths, plots, measured, model, nn, run. `sde` and
-`covariance` import this package and not each other.
+moments, ms_eps, gaussian, variance, shortest_path, costs, planning, published_split, trajectory, solver, exponential,
+multistep, published_multistep, sampler, likelihood, cost_table, objective, members, progress, drawing, bound, paths,
+plots, measured, model, nn, run. `sde` and `covariance` import this package and not each other.
 """
 
 from __future__ import annotations

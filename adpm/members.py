@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from adpm.costs import COSTS
 from adpm.denoiser import EPS_AFTER_CLIP, LABELS, PREDICTIONS
+from adpm.exponential import DEIS_VARIABLES, DPMPP_SECONDS, DPMPP_THIRDS, UNIPC_BASES
 from adpm.families import Families
 from adpm.likelihood import DECODERS
 from adpm.moments import ESTIMATORS
+from adpm.multistep import FINAL_ORDERS, INTERPOLATED
 from adpm.objective import OBJECTIVES
 from adpm.planning import BUDGETS, PLANNING_METHODS
 from adpm.process import PROCESSES
+from adpm.published_multistep import SOLVERS as MULTISTEP
 from adpm.solver import SOLVERS
 from adpm.trajectory import TRAJECTORIES
 from adpm.variance import RULES
@@ -26,6 +29,12 @@ MEMBERS: Families = {
     "cost": COSTS,
     "budget": BUDGETS,
     "planning_method": PLANNING_METHODS,
-    "solver": SOLVERS,
+    "solver": {**SOLVERS, **MULTISTEP},
+    "dpmpp_second": DPMPP_SECONDS,
+    "dpmpp_third": DPMPP_THIRDS,
+    "unipc_basis": UNIPC_BASES,
+    "deis_variable": DEIS_VARIABLES,
+    "interpolated": INTERPOLATED,
+    "final_order": FINAL_ORDERS,
     "decoder": DECODERS,
 }
