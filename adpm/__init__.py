@@ -21,6 +21,9 @@
     Var_t           MomentTable.variance   E tr Cov[x_0 | x_t] / d
     kappa_t         excess precision       1/Var_t - gamma_t
     K, t_0..t_K     path                   trajectory: t_0 = 0 is the data, t_K = N
+    lambda_t        log_snr / 2            log(alpha_t/sigma_t) of DPM-Solver++, UniPC, SA-Solver; DEIS: -log rho
+    B(h)            basis                  bh1, bh2 of UniPC
+    tau             from eta               SA-Solver's noise; exp(-2 tau^2 h) = 1 - eta^2 (1 - gamma_t/gamma_s)
 
 Imports run down this list: errors, families, reading, pickles, process, kernel, noise, denoiser, ideal, draws,
 moments, ms_eps, gaussian, variance, shortest_path, costs, planning, published_split, trajectory, solver, exponential,

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from adpm.denoiser import Denoise, Prediction
@@ -83,6 +84,8 @@ class Scheme:
 
     Attributes:
         order: most predictions that a step is made of.
+        converges: order of its error at a fixed time in the length of steps even in log-SNR, without noise and with
+            the full order to the end.
         predictor: weights of the past ones.
         corrector: weights of the same and of the one at the new state, which is then corrected; None: it stays.
         of: what they weigh.
@@ -90,6 +93,7 @@ class Scheme:
     """
 
     order: int
+    converges: int
     predictor: Weights
     corrector: Weights | None = None
     of: Interpolated = DATA
@@ -124,6 +128,11 @@ class Multistep:
                 f"`order` = {scheme.order} needs a path of at least as many steps, but this one has {self.steps}; "
                 "lower it, or raise `trajectory.steps`."
             )
+
+    @property
+    def weak_order(self) -> float:
+        """Of means and variances at a fixed time; noise that one call a step cannot follow limits it to 2."""
+        return float(min(self.scheme.converges, 2) if self.eta > 0.0 else self.scheme.converges)
 
     @property
     def steps(self) -> int:
@@ -176,7 +185,10 @@ class Multistep:
         """-W sum_j c_j (m_j - m_t)."""
         scale = self.scheme.of.scale(float(self.process.alpha(s)), float(self.process.sigma(s)))
         (_, newest), *past = points
-        return -scale * sum(float(c) * (m - newest) for c, (_, m) in zip(weights, past, strict=True))
+        total = torch.zeros_like(newest)
+        for c, (_, m) in zip(weights, past, strict=True):
+            total += float(c) * (m - newest)
+        return -scale * total
 
     def _correction(self, points: tuple[tuple[float, Tensor], ...], used: int, corrector: Weights) -> Tensor:
         """How far the state at the first of the points lies from where the corrected step would have led.

@@ -61,7 +61,8 @@ def dpmpp(
     second = built(DPMPP_SECONDS, variant or "midpoint", "`variant`")
     weights = by_count([second, built(DPMPP_THIRDS, third or "corrected", "`third`")])
     final = built(FINAL_ORDERS, final_order, "`final_order`")
-    return Multistep(process, times, Scheme(order, weights, final=final), eta)
+    converges = min(order, DPMPP_THIRDS[third or "corrected"].facts)
+    return Multistep(process, times, Scheme(order, converges, weights, final=final), eta)
 
 
 def unipc(
@@ -85,9 +86,8 @@ def unipc(
     """
     weights = halved(built(UNIPC_BASES, basis, "`basis`"))
     of = built(INTERPOLATED, interpolates, "`interpolates`")
-    return Multistep(
-        process, times, Scheme(order, weights, weights, of, built(FINAL_ORDERS, final_order, "`final_order`"))
-    )
+    final = built(FINAL_ORDERS, final_order, "`final_order`")
+    return Multistep(process, times, Scheme(order, order + 1, weights, weights, of, final))
 
 
 def sa(
@@ -115,7 +115,8 @@ def sa(
         raise UserError("`noise_low` and `noise_high` are about noise, and there is none with `eta` = 0; unset them.")
     if noisy[0] >= noisy[1]:
         raise UserError(f"`noise_low` = {noise_low} must lie below `noise_high` = {noise_high}.")
-    return Multistep(process, times, Scheme(order, exact, exact if corrects else None), eta, noisy)
+    scheme = Scheme(order, order + corrects, exact, exact if corrects else None)
+    return Multistep(process, times, scheme, eta, noisy)
 
 
 def deis(
@@ -131,7 +132,7 @@ def deis(
     """
     weights = built(DEIS_VARIABLES, variable, "`variable`")
     final = built(FINAL_ORDERS, final_order, "`final_order`")
-    return Multistep(process, times, Scheme(order, weights, None, NOISE, final))
+    return Multistep(process, times, Scheme(order, order, weights, None, NOISE, final))
 
 
 def ipndm(process: Process, times: Array, order: int = 4) -> Multistep:
@@ -144,7 +145,7 @@ def ipndm(process: Process, times: Array, order: int = 4) -> Multistep:
         process, times: see Multistep.
         order: 1 to 4.
     """
-    return Multistep(process, times, Scheme(order, adams_even, None, NOISE))
+    return Multistep(process, times, Scheme(order, min(order, 2), adams_even, None, NOISE))
 
 
 def _order(default: int, most: int) -> Field:

@@ -8,13 +8,14 @@ themselves); generation walks it backwards, one network evaluation per step. Mem
     quadratic        1 + floor((u_k sqrt(0.8 N))^2)             published as "quad_ddim" (Song et al. 2021)
     stride           1, 1 + S, 1 + 2S, ...,  S = floor(N/K)     published as "linear_ddim" (Song et al. 2021)
     log_snr          even in log-SNR between two ends, each point snapped to the nearest reference time
+    karras           the same, even in (sigma/alpha)^(1/rho) (Karras et al. 2022)
     published_split  the dynamic programme of the public Analytic-DPM code ("dp_seg"): adpm/published_split.py
     least_cost       the cheapest path under measured costs: adpm/planning.py
 
 quadratic and stride stop short of N: sampling then starts at an earlier time (`Process.start_std`). Halves are rounded
 to even and `even` accumulates its position in floating point. Where rounding repeats a time, the power members take the
-next free one. All this is as published. log_snr takes the next free time, too; quadratic, which would repeat, is
-refused.
+next free one. All this is as published. log_snr and karras take the next free time, too; quadratic, which would repeat,
+is refused.
 """
 
 from __future__ import annotations
@@ -157,20 +158,13 @@ def _fixed(name: str, steps_of: Callable[[int, int], IntArray]) -> Callable[[Req
     return build
 
 
-def log_snr(request: Request, log_snr_min: float | None = None, log_snr_max: float | None = None) -> IntArray:
-    """K times even in log-SNR, from the high end to the low end; a single step goes from the low end to the data.
-
-    Args:
-        request: the process and K.
-        log_snr_min, log_snr_max: the ends; None: that of the process.
-
-    Raises:
-        UserError: if the ends are not low <= high inside the process's range, or hold fewer than K reference times.
-    """
+def _between(
+    name: str, request: Request, low: float | None, high: float | None, points: Callable[[float, float, int], Floats]
+) -> IntArray:
+    """K times snapped to the log-SNRs points(low, high, K), which rise; one step goes from the low end to the data."""
     process, steps, last = request.process, request.steps, request.process.steps
     bottom, top = float(process.log_snr(process.times[-1])), float(process.log_snr(process.times[1]))
-    low = bottom if log_snr_min is None else log_snr_min
-    high = top if log_snr_max is None else log_snr_max
+    low, high = bottom if low is None else low, top if high is None else high
     slack = 1e-4 * max(abs(bottom), abs(top))  # ends read off a message are rounded
     ends = f"`log_snr_min`, `log_snr_max` = ({low:.6g}, {high:.6g})"
     if low > high or low < bottom - slack or high > top + slack:
@@ -179,7 +173,7 @@ def log_snr(request: Request, log_snr_min: float | None = None, log_snr_max: flo
         )
 
     def path_of(k: int) -> IntArray:
-        nearest = process.nearest_index(np.linspace(low, high, k)[::-1])
+        nearest = process.nearest_index(points(low, high, k)[::-1])
         return _from_zero(_distinct(nearest, nearest[-1]))
 
     first, final = process.nearest_index([high, low])
@@ -188,7 +182,37 @@ def log_snr(request: Request, log_snr_min: float | None = None, log_snr_max: flo
             f"{ends} holds {final - first + 1} reference times, fewer than `steps` = {steps}; "
             "use fewer steps or a wider range."
         )
-    return valid_path(path_of, last, steps, "log_snr")
+    return valid_path(path_of, last, steps, name)
+
+
+def log_snr(request: Request, log_snr_min: float | None = None, log_snr_max: float | None = None) -> IntArray:
+    """K times even in log-SNR, from the high end to the low end.
+
+    Args:
+        request: the process and K.
+        log_snr_min, log_snr_max: the ends; None: that of the process.
+
+    Raises:
+        UserError: if the ends are not low <= high inside the process's range, or hold fewer than K reference times.
+    """
+    return _between("log_snr", request, log_snr_min, log_snr_max, np.linspace)
+
+
+def karras(
+    request: Request, rho: float = 7.0, log_snr_min: float | None = None, log_snr_max: float | None = None
+) -> IntArray:
+    """K times even in (sigma/alpha)^(1/rho) = exp(-log_snr / (2 rho)) (Karras et al. 2022, eq. 5).
+
+    Args:
+        request: the process and K.
+        rho: 1 is even in sigma/alpha, infinity in log-SNR; larger is denser near the data.
+        log_snr_min, log_snr_max: the ends, see `log_snr`.
+    """
+
+    def points(low: float, high: float, k: int) -> Floats:
+        return -2.0 * rho * np.log(np.linspace(np.exp(-0.5 * low / rho), np.exp(-0.5 * high / rho), k))
+
+    return _between("karras", request, log_snr_min, log_snr_max, points)
 
 
 def least_cost(request: Request, budget: str = "exactly", **costs: Any) -> IntArray:
@@ -263,6 +287,12 @@ PLANNED = {
 TRAJECTORIES: dict[str, Kind] = {
     **{name: Kind(_fixed(name, steps_of), about, TrajectoryFacts()) for name, (steps_of, about) in FIXED.items()},
     "log_snr": Kind(log_snr, "even in log-SNR", TrajectoryFacts(), ENDS),
+    "karras": Kind(
+        karras,
+        "even in (sigma/alpha)^(1/rho) (Karras et al. 2022)",
+        TrajectoryFacts(),
+        {"rho": Field(7.0, "how much denser steps are near the data; 1 = even in sigma/alpha", above=0), **ENDS},
+    ),
     "published_split": Kind(
         published_split,
         'the public Analytic-DPM code\'s dynamic programme, "dp_seg"',

@@ -117,7 +117,7 @@ class Session(Problem):
         found = heads.second_output(self.place, self.outputs[1]) if self.outputs[0] else None
         check_method(self.config, self.house.families, self.data.levels, found)
         with naming(self.house.table):
-            _ = self.solver(lambda estimator: lambda t: t, self.process.times[:2], lambda: 1.0)
+            _ = self.solver(lambda _: lambda t: t, self.process.times[: self.config.trajectory.steps + 1], lambda: 1.0)
 
     # The model
 
@@ -267,13 +267,11 @@ class Session(Problem):
         """
         facts = self.kind("sampling.solver").facts
         protocol: dict[str, Any] = {"eta": self.config.sampling.eta} if facts.uses_eta else {}
-        if facts.uses_rule:
-            protocol["rule"] = self.rule(variance_of, times, data_variance)
+        protocol |= {"rule": self.rule(variance_of, times, data_variance)} if facts.uses_rule else {}
         protocol |= {"times": times} if facts.uses_path else {}
         solver = self.build("sampling.solver", self.process, protocol=protocol)
-        if self.config.sampling.corrector is None:
-            return solver
-        return self.build("sampling.corrector", solver, self.process)
+        corrected = self.config.sampling.corrector is not None
+        return self.build("sampling.corrector", solver, self.process) if corrected else solver
 
     def decoder(self, variance_of: VarianceOf, name: str = "") -> Decoder:
         """The variance of the last step, the config's own or that of another name."""
