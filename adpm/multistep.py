@@ -33,6 +33,9 @@ from adpm.noise import Noise
 from adpm.process import Array, Process
 from adpm.solver import Step, reverse_mean
 
+Points = tuple[tuple[float, Tensor], ...]
+"""(t, m), newest first."""
+
 
 @dataclass(frozen=True)
 class Interpolated:
@@ -70,11 +73,11 @@ class History:
     """What a step leaves for the next one.
 
     Attributes:
-        points: (t, m), newest first.
+        points: of this step and of those before it, as many as the order.
         used: how many of them the step was made of.
     """
 
-    points: tuple[tuple[float, Tensor], ...] = ()
+    points: Points = ()
     used: int = 0
 
 
@@ -174,14 +177,14 @@ class Multistep:
         low, high = self.noisy
         return self.eta if low <= math.exp(-0.5 * float(self.process.log_snr(t))) <= high else 0.0
 
-    def _nodes(self, points: tuple[tuple[float, Tensor], ...], s: float) -> tuple[float, Array]:
+    def _nodes(self, points: Points, s: float) -> tuple[float, Array]:
         """z and u_1..u_n of the step from the first of the points to s."""
         log_snr = self.process.log_snr(np.array([time for time, _ in points]))
         drop, eta = float(log_snr[0] - self.process.log_snr(s)), self._eta(points[0][0])
         keep = drop if eta == 1.0 else math.log1p(eta**2 * math.expm1(drop))
         return self.scheme.of.exponent(-0.5 * drop, -0.5 * (drop + keep)), (log_snr[0] - log_snr[1:]) / drop
 
-    def _difference(self, points: tuple[tuple[float, Tensor], ...], weights: Array, s: float) -> Tensor:
+    def _difference(self, points: Points, weights: Array, s: float) -> Tensor:
         """-W sum_j c_j (m_j - m_t)."""
         scale = self.scheme.of.scale(float(self.process.alpha(s)), float(self.process.sigma(s)))
         (_, newest), *past = points
@@ -190,7 +193,7 @@ class Multistep:
             total += float(c) * (m - newest)
         return -scale * total
 
-    def _correction(self, points: tuple[tuple[float, Tensor], ...], used: int, corrector: Weights) -> Tensor:
+    def _correction(self, points: Points, used: int, corrector: Weights) -> Tensor:
         """How far the state at the first of the points lies from where the corrected step would have led.
 
         A shift of the state that is there, so that whatever happened to it since (a Langevin corrector) is kept.
