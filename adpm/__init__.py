@@ -26,9 +26,10 @@
     tau             from eta               SA-Solver's noise; exp(-2 tau^2 h) = 1 - eta^2 (1 - gamma_t/gamma_s)
 
 Imports run down this list: errors, families, reading, pickles, process, kernel, noise, denoiser, ideal, draws,
-moments, ms_eps, gaussian, variance, shortest_path, costs, planning, published_split, trajectory, solver, exponential,
-multistep, published_multistep, sampler, likelihood, cost_table, objective, members, progress, drawing, bound, paths,
-plots, measured, model, nn, run. `sde` and `covariance` import this package and not each other.
+gaussian_score, mixture_fit, moments, ms_eps, gaussian, variance, shortest_path, costs, planning, published_split,
+shortened, trajectory, solver, exponential, multistep, published_multistep, start, sampler, likelihood, cost_table,
+objective, members, progress, drawing, bound, paths, jump, explained, plots, measured, model, nn, run. `sde` and
+`covariance` import this package and not each other.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from adpm.process import Array, Process
 from adpm.progress import Arrays, Keep, in_memory
 from adpm.sampler import keyed, sample
 from adpm.solver import Solver, Step
+from adpm.start import Start
 
 STRIP_ROWS, STRIP_COLUMNS = 8, 10
 
@@ -49,18 +50,20 @@ def draw(
     seed: int,
     batch_size: int,
     device: torch.device | str = "cpu",
+    start: Start | None = None,
     keep: Keep = in_memory,
     encode: Callable[[NDArray[Any]], NDArray[Any]] = lambda images: images,
 ) -> Drawn:
     """`count` samples along a path; sample i is a function of (seed, i), whatever the batches.
 
     Args:
-        denoise, solver, process, times: the sampler and its path [K+1], increasing from 0.
+        denoise, solver, process, times: the sampler and its path [K+1], increasing from 0, after a start's jump.
         shape: of a sample.
         count: how many.
         seed: of the noise.
         batch_size: samples per network call.
         device: where the states lie.
+        start: what is made of the first noise; see `adpm.sampler.sample`.
         keep: see `Keep`.
         encode: images as they are to be kept.
 
@@ -70,7 +73,7 @@ def draw(
 
     def work(items: range) -> Arrays:
         numbers = torch.arange(items.start, items.stop, device=device)
-        arrays = draw_batch(denoise, solver, process, times, numbers, shape, seed)
+        arrays = draw_batch(denoise, solver, process, times, numbers, shape, seed, start)
         return {**arrays, "samples": encode(arrays["samples"])}
 
     images, first, seconds, done = np.empty(0), Arrays(), 0.0, 0
@@ -93,6 +96,7 @@ def draw_batch(
     numbers: torch.Tensor,
     shape: tuple[int, ...],
     seed: int,
+    start: Start | None = None,
 ) -> Arrays:
     """The samples with these numbers, and what each step was like; pictures along the path with number 0 only."""
     counted, shows = Counted(denoise), int(numbers[0]) == 0
@@ -101,7 +105,7 @@ def draw_batch(
     variances, clipped, strip, spread = [], [], [], []
     last = len(times) - 2
     shown = sorted(set(np.linspace(0, last, min(STRIP_COLUMNS, last + 1)).round().astype(int).tolist()))
-    for k, step in enumerate(sample(counted, solver, process, times, noise)):
+    for k, step in enumerate(sample(counted, solver, process, times, noise, start)):
         _require_finite(step)
         variances.append(torch.as_tensor(step.covariance.values, dtype=torch.float64).mean())
         clipped.append(step.covariance.clipped)

@@ -22,7 +22,7 @@ from adpm.process import Array, Process
 COLUMNS = ("residual", "gamma", "power", "noise_control", "signal_control", "spread_control")
 RESIDUAL, GAMMA, POWER = 0, 1, 2
 CONTROLS = slice(3, 6)
-_AT_ONCE = 4096  # images in memory to take their mean
+AT_ONCE = 4096  # images in memory to take their mean
 FITTED = 4  # what the regression fits: the intercept and a slope for each control
 
 
@@ -138,7 +138,7 @@ class Source:
         """The images 0..size-1 with their exact mean and variance, in one pass."""
         index = torch.arange(size)
         total, square = torch.zeros_like(images(index[:1])[0], dtype=torch.float64), 0.0
-        for part in index.split(_AT_ONCE):
+        for part in index.split(AT_ONCE):
             x0 = images(part).double()
             total += x0.sum(0)
             square += float(x0.square().sum())
@@ -147,13 +147,29 @@ class Source:
         return Source(size, images, mean.float(), variance)
 
 
+def noisy(
+    process: Process, source: Source, t: float, draws: int, seed: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Draws of (x_0, eps, x_t) at a time, batch by batch.
+
+    Draw i takes the i-th image of one permutation (again from the start when draws exceed images) and noise keyed by
+    (seed, i, t), so it does not depend on the batch size or on which other times are looked at.
+    """
+    order = torch.randperm(source.size, generator=torch.Generator().manual_seed(seed))
+    keyed = KeyedNoise(seed, "moments")
+    step = int(np.searchsorted(process.times, t))
+    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    for start in range(0, draws, batch_size):
+        number = torch.arange(start, min(start + batch_size, draws))
+        x0 = source.images(order[number % source.size])
+        eps = keyed(number.to(x0.device), step, x0.shape[1:]).to(x0.dtype)
+        yield x0, eps, alpha * x0 + sigma * eps
+
+
 def measure(
     denoise: Denoise, process: Process, source: Source, times: Sequence[float], draws: int, seed: int, batch_size: int
 ) -> Iterator[tuple[float, Draws]]:
-    """Measure the moments time by time.
-
-    Draw i takes the i-th image of one permutation (again from the start when draws exceed images) and noise keyed by
-    (seed, i, t), so the result does not depend on the batch size or on which other times are measured.
+    """Measure the moments time by time, on the draws of `noisy`.
 
     Yields:
         (t, sums over `draws` draws at t).
@@ -161,18 +177,11 @@ def measure(
     Raises:
         UserError: if the network returned numbers that are not finite, or so large that their squares are not.
     """
-    order = torch.randperm(source.size, generator=torch.Generator().manual_seed(seed))
-    keyed = KeyedNoise(seed, "moments")
     mean = source.mean
     for t in times:
-        step = int(np.searchsorted(process.times, t))
-        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
         total: Draws | None = None
-        for start in range(0, draws, batch_size):
-            number = torch.arange(start, min(start + batch_size, draws))
-            x0 = source.images(order[number % source.size])
-            eps = keyed(number.to(x0.device), step, x0.shape[1:]).to(x0.dtype)
-            prediction = require_finite(denoise(alpha * x0 + sigma * eps, t), t)
+        for x0, eps, x in noisy(process, source, t, draws, seed, batch_size):
+            prediction = require_finite(denoise(x, t), t)
             z = draw_moments(x0, eps, prediction.x0, prediction.eps_network, mean, source.variance)
             if not np.isfinite(z).all():
                 raise UserError(

@@ -6,7 +6,8 @@ Data x_0 ~ sum_k w_k N(m_k, C_k) with C_k = U_k diag(l_k) U_k^T. Given x = x_t, 
     E[x_0 | x, k]     = m_k + U_k diag(alpha l_k / (alpha^2 l_k + sigma^2)) U_k^T (x - alpha m_k)
     Cov[x_0 | x, k]   = U_k diag(l_k sigma^2 / (alpha^2 l_k + sigma^2)) U_k^T
 
-and the mixture's mean and variance follow. A Gaussian is one component, a finite data set has l_k = 0.
+and the mixture's mean and variance follow. A Gaussian is one component, a finite data set has l_k = 0. Where U_k holds
+r < d directions, C_k = U_k diag(l_k) U_k^T + rest_k (I - U_k U_k^T): the others share one more eigenvalue.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ class Mixture:
     Attributes:
         weights: [K], summing to 1.
         means: [K, d].
-        spectrum: [K, d], eigenvalues l_k >= 0 of the covariances.
-        basis: [K, d, d] with the eigenvectors in columns, or None for diagonal covariances.
+        spectrum: [K, r], eigenvalues l_k >= 0 of the covariances; r = d unless there is a `rest`.
+        basis: [K, d, r] with the eigenvectors in columns, or None for diagonal covariances.
         shape: the image shape (C, H, W), d = C H W.
+        rest: [K], the variance in every direction outside `basis`; None: there are no such directions.
     """
 
     weights: Tensor
@@ -40,6 +42,7 @@ class Mixture:
     spectrum: Tensor
     basis: Tensor | None
     shape: tuple[int, ...]
+    rest: Tensor | None = None
 
     @property
     def dim(self) -> int:
@@ -52,23 +55,31 @@ class Mixture:
     def variance(self) -> float:
         """tr Cov[x_0] / d."""
         spread = (self.means - self.mean()).square().sum(1) + self.spectrum.sum(1)
+        if self.rest is not None:
+            spread = spread + (self.dim - self.spectrum.shape[1]) * self.rest
         return float(self.weights @ spread) / self.dim
 
     def to(self, device: torch.device) -> Mixture:
         """The same mixture on another device."""
-        basis = None if self.basis is None else self.basis.to(device)
+        basis, rest = (None if part is None else part.to(device) for part in (self.basis, self.rest))
         means, spectrum = self.means.to(device), self.spectrum.to(device)
-        return Mixture(self.weights.to(device), means, spectrum, basis, self.shape)
+        return Mixture(self.weights.to(device), means, spectrum, basis, self.shape, rest)
 
     def sample(self, n: int, seed: int) -> Tensor:
         """n draws [n, C, H, W], float64."""
         generator = torch.Generator().manual_seed(seed)
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        z = torch.randn(n, self.dim, dtype=torch.float64, generator=generator) * self.spectrum[k].sqrt()
-        if self.basis is not None:
-            for component, basis in enumerate(self.basis):
-                z[k == component] = z[k == component] @ basis.mT
-        return (self.means[k] + z).reshape(n, *self.shape)
+        z = torch.randn(n, self.spectrum.shape[1], dtype=torch.float64, generator=generator) * self.spectrum[k].sqrt()
+        x = self.means[k]
+        if self.basis is None:
+            return (x + z).reshape(n, *self.shape)
+        wide = torch.zeros(n, self.dim, dtype=torch.float64)
+        if self.rest is not None:
+            wide = torch.randn(n, self.dim, dtype=torch.float64, generator=generator) * self.rest[k].sqrt()[:, None]
+        for component, basis in enumerate(self.basis):
+            own = k == component
+            x[own] += z[own] @ basis.mT + wide[own] - (wide[own] @ basis) @ basis.mT
+        return x.reshape(n, *self.shape)
 
     def posterior(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """E[x_0 | x_t = x] and the diagonal of Cov[x_0 | x_t = x], both of x's shape, float64, on x's device."""
@@ -78,19 +89,38 @@ class Mixture:
         flat = x.double().reshape(len(x), 1, -1)
         delta = flat - alpha[:, None] * self.means  # [B, K, d]
         alpha3, sigma3 = alpha[:, None], sigma[:, None]
-        marginal = alpha3**2 * self.spectrum + sigma3**2  # [B or 1, K, d], eigenvalues of Cov[x_t | k]
+        marginal = alpha3**2 * self.spectrum + sigma3**2  # [B or 1, K, r], eigenvalues of Cov[x_t | k]
         rotated = delta if self.basis is None else torch.einsum("kji,bkj->bki", self.basis, delta)
         log_weight = self.weights.log() - 0.5 * (rotated.square() / marginal + marginal.log()).sum(2)
-        responsibility = torch.softmax(log_weight, dim=1)[:, :, None]
         shift = alpha3 * self.spectrum / marginal * rotated
         variance = (self.spectrum * sigma3**2 / marginal).expand_as(rotated)
         if self.basis is not None:
             shift = torch.einsum("kij,bkj->bki", self.basis, shift)
             variance = torch.einsum("kij,bkj->bki", self.basis.square(), variance)
+            if self.rest is not None:
+                outside = delta - torch.einsum("kij,bkj->bki", self.basis, rotated)
+                more = self._outside(outside, self.basis, self.rest[:, None], alpha3, sigma3)
+                log_weight, shift, variance = log_weight + more[0], shift + more[1], variance + more[2]
+        responsibility = torch.softmax(log_weight, dim=1)[:, :, None]
         component_mean = self.means + shift
         mean = (responsibility * component_mean).sum(1)
         total = (responsibility * (variance + (component_mean - mean[:, None]).square())).sum(1)
         return mean.reshape(x.shape), total.reshape(x.shape)
+
+    @staticmethod
+    def _outside(delta: Tensor, basis: Tensor, rest: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
+        """What the directions outside the basis add to log-weights [B, K], shift and variance [B, K, d].
+
+        Args:
+            delta: [B, K, d], the part of x - alpha m_k in these directions.
+            basis, rest: [K, d, r] and [K, 1].
+            alpha, sigma: [B or 1, 1, 1].
+        """
+        marginal = alpha**2 * rest + sigma**2
+        left = basis.shape[1] - basis.shape[2]
+        log_weight = -0.5 * (delta.square().sum(2, keepdim=True) / marginal + left * marginal.log()).sum(2)
+        share = 1.0 - basis.square().sum(2)  # of each pixel, the diagonal of I - U U^T
+        return log_weight, alpha * rest / marginal * delta, rest * sigma**2 / marginal * share
 
 
 def gaussian(mean: ArrayLike, variance: ArrayLike, shape: Sequence[int]) -> Mixture:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from adpm.draws import Estimate
 from adpm.errors import UserError
+from adpm.jump import after
 from adpm.moments import MomentTable
 from adpm.paths import Path
 from adpm.process import Array, Process
+from adpm.start import Start
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,12 @@ class Plan:
     Attributes:
         path: the times, and what they cost.
         moments: for rules and decoders that need them; None where there were none.
+        again: index of a reference time -> the path found anew up to there, for starts that jump.
     """
 
     path: Path
     moments: Moments | None = None
+    again: Callable[[int], Path] | None = None
 
     @property
     def times(self) -> Array:
@@ -82,6 +86,16 @@ class Plan:
     def cost(self) -> float | None:
         """Nats per dimension; None for a trajectory that is not planned."""
         return self.path.cost
+
+    def after(self, start: Start, process: Process) -> Array:
+        """The times that are left to walk where a start jumps; see `adpm.jump.after`."""
+
+        def again(last: int) -> Path:
+            if self.again is None:
+                raise UserError("this plan does not say how it was made: use `start_respend` = False, or model.plan.")
+            return self.again(last)
+
+        return after(start, process, self.path, again).times
 
     def with_moments(self, moments: Moments) -> Plan:
         """The same times with other moments."""
@@ -100,6 +114,23 @@ def need(moments: Moments | None, who: str) -> Moments:
     if moments is None:
         raise UserError(f"{who} needs moments: moments = model.measure(images), then model.plan(moments, ...).")
     return moments
+
+
+def given_images(images: Tensor | None, split: str, data_range: tuple[float, float] | None) -> Tensor:
+    """The images, if there are any, and they are floats.
+
+    Raises:
+        UserError: saying what to give.
+    """
+    if images is None:
+        raise UserError(f"this model has no {split} images of its own; give `images` [n, ...] in the network's range.")
+    if not images.is_floating_point():
+        raise UserError(
+            f"`images` are {images.dtype}; give floats in the network's range"
+            + (f" {data_range}" if data_range else "")
+            + ", for example images.float() / 127.5 - 1."
+        )
+    return images
 
 
 def known_shape(

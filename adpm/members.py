@@ -7,6 +7,7 @@ from adpm.denoiser import EPS_AFTER_CLIP, LABELS, PREDICTIONS
 from adpm.exponential import DEIS_VARIABLES, DPMPP_SECONDS, DPMPP_THIRDS, UNIPC_BASES
 from adpm.families import Families
 from adpm.likelihood import DECODERS
+from adpm.mixture_fit import CLUSTERS
 from adpm.moments import ESTIMATORS
 from adpm.multistep import FINAL_ORDERS, INTERPOLATED
 from adpm.objective import OBJECTIVES
@@ -14,6 +15,7 @@ from adpm.planning import BUDGETS, PLANNING_METHODS
 from adpm.process import PROCESSES
 from adpm.published_multistep import SOLVERS as MULTISTEP
 from adpm.solver import SOLVERS
+from adpm.start import STARTS
 from adpm.trajectory import TRAJECTORIES
 from adpm.variance import RULES
 
@@ -36,5 +38,7 @@ MEMBERS: Families = {
     "deis_variable": DEIS_VARIABLES,
     "interpolated": INTERPOLATED,
     "final_order": FINAL_ORDERS,
+    "start": STARTS,
+    "clusters": CLUSTERS,
     "decoder": DECODERS,
 }

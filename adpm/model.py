@@ -25,13 +25,14 @@ from adpm.draws import Source, measure
 from adpm.errors import UserError, lookup
 from adpm.families import Families, built
 from adpm.likelihood import Decoder, DecoderNeeds, Levels, first_posterior_variance
-from adpm.measured import Moments, Plan, known_shape, need
+from adpm.measured import Moments, Plan, given_images, known_shape, need
 from adpm.members import MEMBERS
 from adpm.moments import MomentTable, spread_times, stacked, unstacked
 from adpm.paths import Pricing, find_path
 from adpm.process import Process
 from adpm.progress import Arrays, Keep, in_memory
 from adpm.solver import Solver
+from adpm.start import Start, StartNeeds
 from adpm.variance import Rule, RuleNeeds
 
 
@@ -194,8 +195,8 @@ class Model:
             seed=seed,
             batch_size=batch_size,
         )
-        path = find_path(self.families, trajectory, self.process, steps, pricing.needs, pricing.gamma, **options)
-        return Plan(path, moments)
+        given = (self.families, trajectory, self.process, steps, pricing.needs, pricing.gamma)
+        return Plan(find_path(*given, **options), moments, lambda last: find_path(*given, last=last, **options))
 
     def rule(self, rule: str | Rule, moments: Moments | None = None, **options: Any) -> Rule:
         """A variance rule by its name; a rule is itself."""
@@ -217,6 +218,17 @@ class Model:
 
     # Drawing
 
+    def start(self, name: str, images: Tensor | None = None, **options: Any) -> Start:
+        """What sampling begins with, by its name: "noise", "gaussian" or "gaussian_mixture".
+
+        Args:
+            name: of one.
+            images: [n, ...] that it is fitted to; the model's own training images unless given.
+            options: its own, such as `start_log_snr` and `start_respend`.
+        """
+        needs = StartNeeds.of(self.process, lambda: self._on_device(images, "train"))
+        return built(self.families["start"], name, "`start`", needs, **options)
+
     def sample(
         self,
         plan: Plan,
@@ -227,6 +239,7 @@ class Model:
         seed: int = 0,
         eta: float = 1.0,
         solver: str | Solver = "reverse_gaussian",
+        start: str | Start = "noise",
         batch_size: int = 256,
         **options: Any,
     ) -> Tensor:
@@ -240,18 +253,20 @@ class Model:
             seed: of the noise.
             eta: 1 = DDPM, 0 = DDIM.
             solver: a name or a solver.
+            start: a name, or one that `start` has made; where it jumps, fewer steps of the plan are left.
             batch_size: samples per network call.
             options: of the solver.
         """
-        chosen = solver
+        begin = self.start(start) if isinstance(start, str) else start
+        along, chosen = plan.after(begin, self.process), solver
         if isinstance(chosen, str):
             facts = lookup(self.families["solver"], chosen, "`solver`").facts
             protocol: dict[str, Any] = {"eta": eta} if facts.uses_eta else {}
             protocol |= {"rule": self.rule(rule, plan.moments)} if facts.uses_rule else {}
-            protocol |= {"times": plan.times} if facts.uses_path else {}
+            protocol |= {"times": along} if facts.uses_path else {}
             chosen = built(self.families["solver"], chosen, "`solver`", self.process, protocol=protocol, **options)
-        along, like = plan.times, known_shape(shape, plan.moments, self.images)
-        settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": self.device}
+        like = known_shape(shape, plan.moments, self.images)
+        settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": self.device, "start": begin}
         drawn = draw(self.denoise, chosen, self.process, along, like, n, **settings)
         return torch.as_tensor(drawn.images)
 
@@ -291,23 +306,9 @@ class Model:
 
     # What was not said
 
-    def _given(self, images: Tensor | None, split: str) -> Tensor:
-        images = self.images.get(split) if images is None else images
-        if images is None:
-            raise UserError(
-                f"this model has no {split} images of its own; give `images` [n, ...] in the network's range."
-            )
-        if not images.is_floating_point():
-            raise UserError(
-                f"`images` are {images.dtype}; give floats in the network's range"
-                + (f" {self.data_range}" if self.data_range else "")
-                + ", for example images.float() / 127.5 - 1."
-            )
-        return images
-
     def _on_device(self, images: Tensor | None, split: str) -> tuple[Images, int]:
         """Images by their numbers, on this model's device, and how many there are."""
-        given = self._given(images, split)
+        given = given_images(self.images.get(split) if images is None else images, split, self.data_range)
         return lambda index: given[index].to(self.device), len(given)
 
     def _levels(self, levels: int | None) -> Levels:

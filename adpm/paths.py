@@ -24,6 +24,7 @@ from adpm.planning import Plan, Planner, planner
 from adpm.process import Array, Process
 from adpm.progress import Arrays, Keep, in_memory, progress
 from adpm.published_split import Floats
+from adpm.shortened import shortened
 from adpm.shortest_path import IntArray, edge_table
 from adpm.trajectory import Request
 from adpm.variance import Rule
@@ -81,6 +82,7 @@ def find_path(
     steps: int,
     needs: Callable[[bool], CostNeeds],
     ms_eps: Callable[[], Floats] | None = None,
+    last: int | None = None,
     **options: Any,
 ) -> Path:
     """The path of the trajectory `name`.
@@ -92,11 +94,14 @@ def find_path(
         steps: K.
         needs: (whether the last step is priced) -> what planning may ask for.
         ms_eps: as in `Request`.
+        last: index of the latest reference time that it may begin at; all unless given.
         options: of the trajectory, and of the costs that it plans on; those unsaid have their fields' defaults.
 
     Raises:
         UserError: if there is no such path.
     """
+    if last is not None:
+        process, needs, ms_eps = shortened(process, last, needs, ms_eps)
     made: list[_Recording] = []
 
     def solved(cost: str, method: str, data_term: bool, **of_cost: Any) -> Any:
@@ -105,7 +110,10 @@ def find_path(
         return made[-1]
 
     if steps > process.steps:
-        raise UserError(f"`trajectory.steps` = {steps} must lie in 1..{process.steps}, the number of reference times.")
+        after = "" if last is None else " that a jump leaves"
+        raise UserError(
+            f"`trajectory.steps` = {steps} must lie in 1..{process.steps}, the number of reference times{after}."
+        )
     request = Request(process, steps, ms_eps, solved)
     fields = lookup(families["trajectory"], name, "`trajectory.name`").fields
     unsaid = {key: own.default for key, own in fields.items() if own.given}

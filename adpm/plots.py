@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from adpm.draws import Estimate
 from adpm.moments import ESTIMATORS, MomentTable
 from adpm.process import Array, Process
 
@@ -24,6 +25,17 @@ def moment_figure(table: MomentTable, process: Process) -> Figure:
     right.errorbar(log_snr, kappa, error, fmt=".", markersize=3)
     right.set(yscale="symlog", xlabel="log-SNR", ylabel="excess precision 1/Var - SNR")
     right.set_title("residual; for an exact score it cannot fall to the right", fontsize=9)
+    return figure
+
+
+def unexplained_figure(share: Estimate, log_snr: Array, level: float, what: str) -> Figure:
+    """The share of the score that `what` leaves unexplained against log-SNR, with 95 % intervals and a level."""
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.errorbar(log_snr, share.values, share.interval(), fmt=".", markersize=3)
+    axes.axhline(level, linewidth=0.8, color="gray")
+    axes.set(yscale="log", xlabel="log-SNR", ylabel="unexplained share of the score")
+    axes.set_title(f"{what}: it may stand in for the network where the share is small", fontsize=9)
     return figure
 
 

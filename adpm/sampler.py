@@ -13,6 +13,7 @@ from adpm.errors import UserError
 from adpm.noise import KeyedNoise, Noise
 from adpm.process import Array, Process
 from adpm.solver import Solver, Step
+from adpm.start import FromNoise, Start
 
 StepNoise = Callable[[int], Tensor]
 """k -> standard normal noise for the k-th step (0 is the start); draw j of step k has the number k + j MAX_STEPS."""
@@ -61,6 +62,12 @@ def keyed(noise: KeyedNoise, samples: Tensor, shape: Sequence[int], dtype: torch
     return lambda k: noise(samples, k, shape).to(dtype)
 
 
-def sample(denoise: Denoise, solver: Solver, process: Process, times: Array, noise: StepNoise) -> Iterator[Step]:
-    """Walk down to the data from the noise of step 0, which has the standard deviation that x has at times[-1]."""
-    return walk(denoise, solver, times, process.start_std(float(times[-1])) * noise(0), noise)
+def sample(
+    denoise: Denoise, solver: Solver, process: Process, times: Array, noise: StepNoise, start: Start | None = None
+) -> Iterator[Step]:
+    """Walk down to the data from what `start` makes at times[-1] of the noise of step 0.
+
+    Unless there is one, the noise itself, with the standard deviation that x has there.
+    """
+    begin = FromNoise(process) if start is None else start
+    return walk(denoise, solver, times, begin(float(times[-1]), noise(0)), noise)

@@ -80,6 +80,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "sampling.corrector_snr": (0.1, {"samples"}),
     "sampling.corrector_steps": (2, {"samples"}),
     "sampling.corrector_first": (False, {"samples"}),
+    "sampling.start": ("gaussian", {"samples"}),
     "sampling.eta": (0.5, {"costs", "samples", "bound"}),
     "sampling.samples": (7, set()),
     "sampling.batch_size": (7, set()),

@@ -29,13 +29,14 @@ from adpm.objective import Objective, ObjectiveNeeds
 from adpm.process import Array
 from adpm.progress import say
 from adpm.run import heads, store, weights
-from adpm.run.checks import check_files, check_method, check_second_output
+from adpm.run.checks import channels_out, check_files, check_head_file, check_method, check_second_output
 from adpm.run.house import House
 from adpm.run.models import DenoiserNeeds, Loaded
 from adpm.run.naming import naming
 from adpm.run.problem import Problem
 from adpm.run.work import resolve_device, runnable, seeded
 from adpm.solver import Solver
+from adpm.start import Start, StartNeeds
 
 VarianceOf = Callable[[str], Callable[[Array], Array]]
 """Estimator -> Var_t as a function of time; measured when asked."""
@@ -118,6 +119,7 @@ class Session(Problem):
         check_method(self.config, self.house.families, self.data.levels, found)
         with naming(self.house.table):
             _ = self.solver(lambda _: lambda t: t, self.process.times[: self.config.trajectory.steps + 1], lambda: 1.0)
+            _ = self.start
 
     # The model
 
@@ -141,21 +143,9 @@ class Session(Problem):
             return False, False
         with torch.device("meta"):
             network = self.network()
-            try:
-                out = network(torch.zeros(1, *self.data.shape), torch.zeros(1))
-            except UserError:
-                raise
-            except Exception as error:
-                raise UserError(
-                    f"config.network cannot be built: its layers do not fit each other ({error})."
-                ) from error
-        section = self.config.network
-        if section.head_pretrained and not network.has_head:
-            raise UserError(
-                f"config.network.head_pretrained = '{section.head_pretrained}' goes with a head, but "
-                f"config.network.head = '{section.get('head')}'; unset one of them."
-            )
-        return out.shape[1] > self.data.shape[0], network.has_head
+            channels = channels_out(network, self.data.shape)
+        check_head_file(self.config.network, network.has_head)
+        return channels > self.data.shape[0], network.has_head
 
     def network(self) -> Headed:
         """A freshly initialised network, a function of config.seed."""
@@ -177,9 +167,8 @@ class Session(Problem):
     @cached_property
     def trunk(self) -> Loaded:
         """The denoiser that the config names, its head not looked at; from then on the workdir belongs to it."""
-        needs = DenoiserNeeds(
-            self.process, lambda: self.data.truth, self.data.name, self.config.denoiser.clip, self._loaded
-        )
+        of_data = (lambda: self.data.truth, self.data.name, self.config.denoiser.clip)
+        needs = DenoiserNeeds(self.process, *of_data, self._loaded, lambda: self.source("train"))
         trunk = self.build("denoiser.name", needs)
         self.claim("weights")
         return trunk
@@ -272,6 +261,13 @@ class Session(Problem):
         solver = self.build("sampling.solver", self.process, protocol=protocol)
         corrected = self.config.sampling.corrector is not None
         return self.build("sampling.corrector", solver, self.process) if corrected else solver
+
+    @cached_property
+    def start(self) -> Start:
+        """What sampling begins with; a model of the data is fitted when it is needed."""
+        return self.build(
+            "sampling.start", StartNeeds(self.process, lambda: self.data.shape, lambda: self.source("train"))
+        )
 
     def decoder(self, variance_of: VarianceOf, name: str = "") -> Decoder:
         """The variance of the last step, the config's own or that of another name."""

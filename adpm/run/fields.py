@@ -91,6 +91,7 @@ SECTIONS: dict[str, dict[str, Field]] = {
         "corrector": Field(
             None, "steps around the solver's; unset = none", type=str, choices="corrector", of=("samples",)
         ),
+        "start": Field("noise", "what sampling begins with", choices="start", of=("samples",)),
         "eta": Field(1.0, "1 = DDPM, 0 = DDIM", low=0, high=1),
         "samples": Field(64, "images drawn", low=1, of=("amount",)),
         "batch_size": Field(64, "images per network call", low=1, of=("amount",)),

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from adpm.draws import Estimate
 from adpm.errors import UserError
+from adpm.explained import unexplained
+from adpm.ideal import IdealDenoiser, Mixture
 from adpm.moments import MomentTable, implausible, spread_times
 from adpm.ms_eps import read_ms_eps
 from adpm.paths import data_row, measure_cost_table, measure_data_row, planning_images
 from adpm.process import Array
-from adpm.progress import Arrays, say
+from adpm.progress import Arrays, Keep, say
 from adpm.run.assembly import Session, VarianceOf
 from adpm.run.naming import naming
 from adpm.run.store import Parts, digest, parts_of, record, write_whole
@@ -68,6 +71,37 @@ def moments_for(session: Session) -> MomentTable:
     shutil.rmtree(parts_of(path), ignore_errors=True)
     say(f"moments: {path}")
     return measured.table
+
+
+def unexplained_for(session: Session, model: Mixture) -> Estimate:
+    """The share of the network's score that the start's model leaves unexplained, at the times of the moments.
+
+    Measured on the draws of the moments, with as many network calls.
+    """
+    section = session.config.moments
+    kind = ("sampling", session.kind("sampling.start"))
+    own = session.house.table.part(session.config, "moments", kind)
+    key = {**moment_provenance(session), "own": own, "start": session.config.sampling.start}
+    times, source = spread_times(session.process, section.times), session.source("train")
+    denoise, other = session.trunk.denoise, IdealDenoiser(model, session.process)
+
+    def work(items: range) -> Arrays:
+        options = {"draws": section.draws, "seed": session.config.seed, "batch_size": section.batch_size}
+        at = times[items.start : items.stop].tolist()
+        return unexplained(denoise, other, session.process, source, at, **options)
+
+    def make(keep: Keep) -> Arrays:
+        say(f"measuring what '{session.config.sampling.start}' leaves unexplained of the score.")
+        parts = list(keep(len(times), 1, work, "unexplained share"))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def check(arrays: Arrays) -> None:
+        if not arrays["share"].shape == arrays["error"].shape == times.shape:
+            raise ValueError(f"{arrays['share'].shape} shares of {len(times)} times")
+
+    found = record(cache(session) / f"unexplained-{digest(key)}.npz", make, check)
+    share, error = (found[name].astype(np.float64) for name in ("share", "error"))
+    return Estimate(share, error, np.full(len(times), section.draws - 1.0))
 
 
 def _check_plausible(session: Session, table: MomentTable) -> None:

@@ -8,11 +8,15 @@ from typing import Any
 
 from adpm import ideal
 from adpm.denoiser import Denoise
+from adpm.draws import Source
 from adpm.errors import UserError
 from adpm.families import Kind
+from adpm.gaussian_score import fit_gaussian
 from adpm.ideal import IdealDenoiser
+from adpm.mixture_fit import fit_mixture
 from adpm.nn.heads import Headed
 from adpm.process import Process
+from adpm.start import mixture_fields, rank_field
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class DenoiserNeeds:
         data: name of the data set.
         clip: whether x0 is to be limited.
         network: the network with its weights; loaded when asked.
+        source: the training images; read when asked.
     """
 
     process: Process
@@ -54,6 +59,7 @@ class DenoiserNeeds:
     data: str
     clip: bool
     network: Callable[[], Loaded]
+    source: Callable[[], Source]
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,24 @@ def _ideal(needs: DenoiserNeeds) -> Loaded:
     truth = needs.truth()
     if truth is None:
         raise UserError(f"config.denoiser.name = 'ideal' needs data with known truth, not '{needs.data}'; use toy.")
+    return _exact(needs, truth, "ideal", "the exact denoiser")
+
+
+def _gaussian(needs: DenoiserNeeds, rank: int = 0) -> Loaded:
+    return _exact(needs, fit_gaussian(needs.source(), rank), "gaussian", "the Gaussian of the training images")
+
+
+def _mixture(needs: DenoiserNeeds, **fit: Any) -> Loaded:
+    told = "a Gaussian mixture fitted to the training images"
+    return _exact(needs, fit_mixture(needs.source(), **fit), "gaussian_mixture", told)
+
+
+def _exact(needs: DenoiserNeeds, mixture: ideal.Mixture, name: str, told: str) -> Loaded:
     if needs.clip:
-        raise UserError("config.denoiser.name = 'ideal' is exact and clips nothing; set config.denoiser.clip = False.")
-    return Loaded(IdealDenoiser(truth, needs.process), "ideal", "the exact denoiser")
+        raise UserError(
+            f"config.denoiser.name = '{name}' is exact and clips nothing; set config.denoiser.clip = False."
+        )
+    return Loaded(IdealDenoiser(mixture, needs.process), name, told)
 
 
 DENOISERS: dict[str, Kind] = {
@@ -80,4 +101,16 @@ DENOISERS: dict[str, Kind] = {
         reads=("denoiser.predicts", "denoiser.label"),
     ),
     "ideal": Kind(_ideal, "exact, for data with known truth: no network at all", DenoiserFacts(trainable=False)),
+    "gaussian": Kind(
+        _gaussian,
+        "exact for the Gaussian with the mean and covariance of the training images",
+        DenoiserFacts(trainable=False),
+        rank_field(),
+    ),
+    "gaussian_mixture": Kind(
+        _mixture,
+        "exact for a Gaussian mixture fitted to the training images",
+        DenoiserFacts(trainable=False),
+        mixture_fields(),
+    ),
 }

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from adpm.costs import CostNeeds
 from adpm.errors import UserError
+from adpm.jump import after
 from adpm.moments import MomentTable
 from adpm.ms_eps import read_array
 from adpm.paths import Path, find_path, gamma_of, moment_needs
@@ -44,6 +45,27 @@ def check_path(session: Session) -> None:
         _path(session, None, _unmeasured)
 
 
+def path_after_start(session: Session, path: Path) -> Path:
+    """What the config's start leaves to walk of its path; says how far it jumps.
+
+    Raises:
+        UserError: if it does not fit the path.
+    """
+    with naming(session.house.table, "sampling"):
+        found = after(
+            session.start, session.process, path, lambda last: _path(session, session, lambda: _ms_eps(session), last)
+        )
+    if found is not path:
+        ends = session.process.log_snr(np.array([session.process.times[-1], found.times[-1]]))
+        say(
+            f"'{session.config.sampling.start}' carries the noise from t = {session.process.times[-1]:g} to "
+            f"{found.times[-1]:g} (log-SNR {ends[0]:.2f} to {ends[1]:.2f}); {found.steps} steps are left."
+        )
+    elif session.kind("sampling.start").facts.jumps:
+        say(f"'{session.config.sampling.start}' reaches no time of this path but its first; no step is saved.")
+    return found
+
+
 class _Unmeasured(Exception):
     """A path depends on what nobody has measured yet."""
 
@@ -52,8 +74,8 @@ def _unmeasured(*args: Any) -> Any:
     raise _Unmeasured
 
 
-def _path(session: Session, measured: Session | None, ms_eps: Any) -> Path:
-    """The path; where `measured` is None, as far as it goes without measuring."""
+def _path(session: Session, measured: Session | None, ms_eps: Any, last: int | None = None) -> Path:
+    """The path, from the reference time `last` if there is one; as far as it goes unmeasured if `measured` is None."""
     config, table = session.config, session.house.table
     kind = session.kind("trajectory.name")
     options = table.options(config, "trajectory.name")
@@ -70,6 +92,7 @@ def _path(session: Session, measured: Session | None, ms_eps: Any) -> Path:
             config.trajectory.steps,
             _unmeasured if measured is None else lambda priced: needs_of(session, priced),
             ms_eps,
+            last,
             **options,
         )
 
@@ -116,12 +139,13 @@ def kernel_name(session: Session) -> str:
 
 
 def sampler_name(session: Session) -> str:
-    """A short name of the sampler, for files: its rule or its own name, corrector, trajectory, steps, eta."""
+    """A short name of the sampler, for files: its rule or its own name, corrector, start, trajectory, steps, eta."""
     section, facts = session.config.sampling, session.kind("sampling.solver").facts
     name = session.config.rule.name if facts.uses_rule else section.solver
-    corrector = f"+{section.corrector}" if section.corrector else ""
+    around = f"+{section.corrector}" if section.corrector else ""
+    around += f"+{section.start}" if session.kind("sampling.start").facts.jumps else ""
     eta = f"-eta{section.eta:g}" if facts.uses_eta else ""
-    return f"{name}{corrector}-{_path_name(session)}{eta}"
+    return f"{name}{around}-{_path_name(session)}{eta}"
 
 
 def _path_name(session: Session) -> str:

@@ -19,7 +19,7 @@ from adpm.progress import Arrays
 from adpm.run.assembly import Session
 from adpm.run.measure import variance_for
 from adpm.run.naming import naming
-from adpm.run.paths import path_for, sampler_key, sampler_name
+from adpm.run.paths import path_after_start, path_for, sampler_key, sampler_name
 from adpm.run.store import Parts, digest, parts_of, read_arrays, save_arrays, write_json
 
 
@@ -30,7 +30,7 @@ class Samples:
     Attributes:
         kept: [n, C, H, W] as they are kept: uint8 levels 0..255 of the data's range, float32 for continuous data.
         first: of the first batch, see `adpm.drawing.Drawn`.
-        path: that they were drawn along.
+        path: that they were drawn along, after a start's jump.
         folder: where they lie, with their protocol.
         file: of the samples.
         seconds: that this call took.
@@ -61,7 +61,7 @@ def samples_for(session: Session, path: Path | None = None) -> Samples:
     """
     section = session.config.sampling
     model = session.sampler_model  # missing weights are told before anything else
-    path = path or path_for(session)
+    path = path_after_start(session, path or path_for(session))
     key = sampler_key(session, path)
     folder = session.workdir / "samples" / f"{sampler_name(session)}-{digest(key)}"
     file = folder / "samples.npz"
@@ -81,6 +81,7 @@ def samples_for(session: Session, path: Path | None = None) -> Samples:
                 seed=session.config.seed,
                 batch_size=section.batch_size,
                 device=session.device,
+                start=session.start,
                 keep=Parts(parts_of(file) / f"batches-of-{section.batch_size}", partial(_earlier, found)),
                 encode=session.data.encode,
             )

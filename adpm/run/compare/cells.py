@@ -177,8 +177,8 @@ class Cells:
             "seconds": np.array(drawn.drawing),
             "images": data.to_unit(drawn.images(slice(IMAGES))).numpy(),
             "strip": data.to_unit(torch.as_tensor(first["strip"])).numpy(),
-            "t": path.times[1:],
-            "log_snr": session.process.log_snr(path.times[1:]),
+            "t": drawn.path.times[1:],
+            "log_snr": session.process.log_snr(drawn.path.times[1:]),
             "variance": first["variance"][::-1],
             "clipped": first["clipped"].astype(np.float64)[::-1],
         }

@@ -90,7 +90,7 @@ class Row:
     @property
     def strip_log_snr(self) -> Array:
         """Of the strip's columns."""
-        return self.log_snr[::-1][np.linspace(0, self.steps - 1, self.strip.shape[1]).round().astype(int)]
+        return self.log_snr[::-1][np.linspace(0, len(self.log_snr) - 1, self.strip.shape[1]).round().astype(int)]
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from adpm.moments import MomentTable
+from adpm.explained import LEVEL, reach
+from adpm.moments import MomentTable, spread_times
 from adpm.ms_eps import write_ms_eps
-from adpm.plots import measured, moment_figure
+from adpm.plots import measured, moment_figure, unexplained_figure
 from adpm.progress import say
 from adpm.run.assembly import Session
 from adpm.run.figures import save_figure
-from adpm.run.measure import moments_for, moments_key
+from adpm.run.measure import moments_for, moments_key, unexplained_for
 from adpm.run.report import Report
 from adpm.run.store import write_whole
 
@@ -33,12 +34,42 @@ def estimate(session: Session) -> None:
             report.curve(f"moments/{estimator}", dict(zip(steps, values.values.tolist(), strict=True)))
             errors = dict(zip(steps, values.errors.tolist(), strict=True))
             report.curve(f"moments/{estimator}_standard_error", errors)
+        _explain(session, report)
     if session.config.moments.write_ms_eps:
         path = session.workdir / f"{name}.ms_eps.pth"
         write_whole(path, lambda p: write_ms_eps(p, table, session.process))
         say(f"ms_eps:      {path}")
     say(f"figure:      {picture}")
     say(f"TensorBoard: tensorboard --logdir {session.workdir / 'tensorboard'}")
+
+
+def _explain(session: Session, report: Report) -> None:
+    """How far the config's start may jump, if it has a model of the data."""
+    model, process, name = session.start.mixture, session.process, session.config.sampling.start
+    if model is None:
+        return
+    share = unexplained_for(session, model)
+    times = spread_times(process, session.config.moments.times)
+    log_snr = process.log_snr(times)
+    figure = unexplained_figure(share, log_snr, LEVEL, name)
+    save_figure(session.workdir / f"unexplained-{name}.png", figure)
+    report.figure("moments/unexplained_share", figure)
+    steps = np.searchsorted(process.times, times).tolist()
+    for tag, values in (("", share.values), ("_standard_error", share.errors)):
+        report.curve(f"moments/unexplained_share{tag}", dict(zip(steps, values.tolist(), strict=True)))
+    say(f"share of the score that '{name}' leaves unexplained, +- one standard error:")
+    for i in np.linspace(0, len(times) - 1, _SHOWN).round().astype(int):
+        say(f"{times[i]:8g} {log_snr[i]:8.2f}  {share.values[i]:14.3e} +- {share.errors[i]:.1e}")
+    found = reach(share, LEVEL)
+    told = f"'{name}' leaves {LEVEL:.0%} or more of the score unexplained at every time: no jump is free"
+    if found is not None:
+        up = np.ceil(100.0 * log_snr[found]) / 100.0  # rounded to the side on which this time is reached
+        told = (
+            f"'{name}' leaves less than {LEVEL:.0%} of the score unexplained up to t = {times[found]:g}: "
+            f"config.sampling.start_log_snr = {up:.2f} jumps there"
+        )
+    report.text("moments/jump", told)
+    say(f"{told}.")
 
 
 def _print_table(session: Session, table: MomentTable) -> None:

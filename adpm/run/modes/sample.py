@@ -64,6 +64,7 @@ def _choices(session: Session) -> dict[str, str | float]:
         "trajectory": config.trajectory.name,
         "K": config.trajectory.steps,
         "solver": config.sampling.solver,
+        "start": config.sampling.start,
         "eta": config.sampling.eta,
         "seed": config.seed,
     }
