@@ -149,11 +149,13 @@ def ipndm(process: Process, times: Array, order: int = 4) -> Multistep:
 
 
 def _order(default: int, most: int) -> Field:
-    return Field(default, "most predictions that a step is made of", low=1, high=most)
+    told = "most predictions that a step is made of; unset = 2 (dpmpp), 3 (unipc, sa, deis), 4 (ipndm)"
+    return Field(default, told, low=1, high=most)
 
 
 def _final(default: str) -> Field:
-    return Field(default, "how the order falls at the end", choices="final_order")
+    told = "how the order falls at the end; unset = always (unipc), short (the others)"
+    return Field(default, told, choices="final_order")
 
 
 _DPMPP = {
