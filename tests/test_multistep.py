@@ -35,6 +35,7 @@ from tests.goldens import golden
 from tests.sde_worlds import NAMES, WORLDS, bimodal, gaussian_denoiser, marginal, points, silent
 
 Options = dict[str, Any]
+END = 0.3
 
 
 class Edm(Process):
@@ -131,107 +132,6 @@ def test_errors_of_the_released_and_the_corrected_third_order() -> None:
 
 
 THIRDS = ("released", "corrected")
-
-SLOPES = [
-    ("dpmpp", {"order": 1}),
-    ("dpmpp", {"order": 2}),
-    ("dpmpp", {"order": 3, "third": "released"}),
-    ("dpmpp", {"order": 3}),
-    *[("unipc", {"order": p, "final_order": "off"}) for p in (1, 2, 3)],
-]
-
-
-@pytest.mark.parametrize(("member", "options"), SLOPES)
-def test_slopes_down_to_the_data(member: str, options: Options) -> None:
-    """Over the whole stored path of VP, where steps of one length in log-SNR meet every kind of state."""
-    stored, (process, times, denoise) = golden("multistep_vp"), world("vp")
-    errors = []
-    for steps in (320, 640):
-        path = even_in_log_snr(process, steps, float(times[-1]))  # type: ignore[arg-type]
-        solver = made(member, process, path, options)
-        found = ends_at(solver, denoise, torch.as_tensor(stored["xT"])).numpy()
-        errors.append(np.sqrt(np.mean((found - stored["x_exact"]) ** 2)))
-    assert np.log2(errors[0] / errors[1]) == pytest.approx(solver.weak_order, abs=0.15)
-
-
-# Orders
-
-END = 0.3
-FLOWS: list[tuple[str, Options]] = [
-    ("dpmpp", {"order": 1}),
-    ("dpmpp", {"order": 2}),
-    ("dpmpp", {"order": 2, "variant": "taylor"}),
-    ("dpmpp", {"order": 3, "third": "released"}),
-    ("dpmpp", {"order": 3}),
-    *[("unipc", {"order": p, "basis": b, "final_order": "off"}) for p, b in ((1, "bh1"), (1, "bh2"), (2, "bh2"))],
-    ("unipc", {"order": 3, "final_order": "off"}),
-    ("unipc", {"order": 2, "interpolates": "eps", "final_order": "off"}),
-    *[("deis", {"order": p, "final_order": "off"}) for p in (1, 2, 3)],
-    *[("deis", {"order": p, "variable": "rho", "final_order": "off"}) for p in (2, 3)],
-    *[("ipndm", {"order": p}) for p in (1, 2, 4)],
-]
-
-
-@cache
-def flow(name: str) -> Array:
-    """The probability flow of the mixture from `points` at t = 1 to END, by scipy: d(x/sigma)/dlambda = e^lambda x0."""
-    process, start = WORLDS[name], points(WORLDS[name])
-
-    def velocity(half_log_snr: float, state: Array) -> Array:
-        t = float(np.clip(process.time_of(2.0 * half_log_snr), END, 1.0))
-        x = torch.as_tensor(state * float(process.sigma(t))).reshape(start.shape)
-        return math.exp(half_log_snr) * bimodal(process)(x, t).x0.flatten().numpy()
-
-    span = 0.5 * process.log_snr(np.array([1.0, END]))
-    first = start.flatten().numpy() / float(process.sigma(1.0))
-    last = solve_ivp(velocity, span, first, method="DOP853", rtol=1e-12, atol=1e-14).y[:, -1]
-    return last * float(process.sigma(END))
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("member", "options"), FLOWS)
-def test_order_on_a_mixture(name: str, member: str, options: Options) -> None:
-    process = WORLDS[name]
-
-    def error(steps: int) -> tuple[float, float]:
-        solver = made(member, process, even_in_log_snr(process, steps, END), options)
-        found = ends_at(solver, bimodal(process), points(process)).flatten().numpy()
-        return float(np.abs(found - flow(name)).mean()), solver.weak_order
-
-    (long, order), (short, _) = error(320), error(640)
-    assert np.log2(long / short) == pytest.approx(order, abs=0.15)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("member", "options"), [f for f in FLOWS if f[1]["order"] < 3])
-def test_order_on_a_gaussian(name: str, member: str, options: Options) -> None:
-    """Where the flow is known: (x_t - mean_t)/deviation_t stays as it is."""
-    process = WORLDS[name]
-    start, end = marginal(process, 1.0), marginal(process, END)
-    truth = end.mean + (points(process) - start.mean) * math.sqrt(end.variance / start.variance)
-
-    def error(steps: int) -> tuple[float, float]:
-        solver = made(member, process, even_in_log_snr(process, steps, END), options)
-        found = ends_at(solver, gaussian_denoiser(process), points(process))
-        return float((found - truth).abs().mean()), solver.weak_order
-
-    (long, order), (short, _) = error(160), error(320)
-    assert np.log2(long / short) == pytest.approx(order, abs=0.15)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_ipndm_is_adams_in_sigma_over_alpha(name: str, order: int) -> None:
-    """On a path even in it, where both have the same weights."""
-    process = WORLDS[name]
-    ratio = np.exp(-0.5 * process.log_snr(np.array([END, 1.0])))
-    times = process.time_of(-2.0 * np.log(np.linspace(ratio[0], ratio[1], 13)))
-    times[-1] = 1.0
-    a = ends_at(ipndm(process, times, order), bimodal(process), points(process))
-    rho = {"order": order, "variable": "rho", "final_order": "off"}
-    b = ends_at(made("deis", process, times, rho), bimodal(process), points(process))
-    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-
 
 # Weights
 
@@ -571,3 +471,103 @@ def test_refused_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "it is an option of dpmpp, dpmpp_sde" in told("sampling.solver=unipc", "sampling.variant=taylor")
     assert "config.sampling.basis = 'bh4' is unknown" in told("sampling.solver=unipc", "sampling.basis=bh4")
     assert not (tmp_path / "samples").exists()
+
+
+SLOPES = [
+    ("dpmpp", {"order": 1}),
+    ("dpmpp", {"order": 2}),
+    ("dpmpp", {"order": 3, "third": "released"}),
+    ("dpmpp", {"order": 3}),
+    *[("unipc", {"order": p, "final_order": "off"}) for p in (1, 2, 3)],
+]
+
+
+@pytest.mark.parametrize(("member", "options"), SLOPES)
+def test_slopes_down_to_the_data(member: str, options: Options) -> None:
+    """Over the whole stored path of VP, where steps of one length in log-SNR meet every kind of state."""
+    stored, (process, times, denoise) = golden("multistep_vp"), world("vp")
+    errors = []
+    for steps in (320, 640):
+        path = even_in_log_snr(process, steps, float(times[-1]))  # type: ignore[arg-type]
+        solver = made(member, process, path, options)
+        found = ends_at(solver, denoise, torch.as_tensor(stored["xT"])).numpy()
+        errors.append(np.sqrt(np.mean((found - stored["x_exact"]) ** 2)))
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(solver.weak_order, abs=0.15)
+
+
+# Orders
+
+FLOWS: list[tuple[str, Options]] = [
+    ("dpmpp", {"order": 1}),
+    ("dpmpp", {"order": 2}),
+    ("dpmpp", {"order": 2, "variant": "taylor"}),
+    ("dpmpp", {"order": 3, "third": "released"}),
+    ("dpmpp", {"order": 3}),
+    *[("unipc", {"order": p, "basis": b, "final_order": "off"}) for p, b in ((1, "bh1"), (1, "bh2"), (2, "bh2"))],
+    ("unipc", {"order": 3, "final_order": "off"}),
+    ("unipc", {"order": 2, "interpolates": "eps", "final_order": "off"}),
+    *[("deis", {"order": p, "final_order": "off"}) for p in (1, 2, 3)],
+    *[("deis", {"order": p, "variable": "rho", "final_order": "off"}) for p in (2, 3)],
+    *[("ipndm", {"order": p}) for p in (1, 2, 4)],
+]
+
+
+@cache
+def flow(name: str) -> Array:
+    """The probability flow of the mixture from `points` at t = 1 to END, by scipy: d(x/sigma)/dlambda = e^lambda x0."""
+    process, start = WORLDS[name], points(WORLDS[name])
+
+    def velocity(half_log_snr: float, state: Array) -> Array:
+        t = float(np.clip(process.time_of(2.0 * half_log_snr), END, 1.0))
+        x = torch.as_tensor(state * float(process.sigma(t))).reshape(start.shape)
+        return math.exp(half_log_snr) * bimodal(process)(x, t).x0.flatten().numpy()
+
+    span = 0.5 * process.log_snr(np.array([1.0, END]))
+    first = start.flatten().numpy() / float(process.sigma(1.0))
+    last = solve_ivp(velocity, span, first, method="DOP853", rtol=1e-12, atol=1e-14).y[:, -1]
+    return last * float(process.sigma(END))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("member", "options"), FLOWS)
+def test_order_on_a_mixture(name: str, member: str, options: Options) -> None:
+    process = WORLDS[name]
+
+    def error(steps: int) -> tuple[float, float]:
+        solver = made(member, process, even_in_log_snr(process, steps, END), options)
+        found = ends_at(solver, bimodal(process), points(process)).flatten().numpy()
+        return float(np.abs(found - flow(name)).mean()), solver.weak_order
+
+    (long, order), (short, _) = error(320), error(640)
+    assert np.log2(long / short) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("member", "options"), [f for f in FLOWS if f[1]["order"] < 3])
+def test_order_on_a_gaussian(name: str, member: str, options: Options) -> None:
+    """Where the flow is known: (x_t - mean_t)/deviation_t stays as it is."""
+    process = WORLDS[name]
+    start, end = marginal(process, 1.0), marginal(process, END)
+    truth = end.mean + (points(process) - start.mean) * math.sqrt(end.variance / start.variance)
+
+    def error(steps: int) -> tuple[float, float]:
+        solver = made(member, process, even_in_log_snr(process, steps, END), options)
+        found = ends_at(solver, gaussian_denoiser(process), points(process))
+        return float((found - truth).abs().mean()), solver.weak_order
+
+    (long, order), (short, _) = error(160), error(320)
+    assert np.log2(long / short) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_ipndm_is_adams_in_sigma_over_alpha(name: str, order: int) -> None:
+    """On a path even in it, where both have the same weights."""
+    process = WORLDS[name]
+    ratio = np.exp(-0.5 * process.log_snr(np.array([END, 1.0])))
+    times = process.time_of(-2.0 * np.log(np.linspace(ratio[0], ratio[1], 13)))
+    times[-1] = 1.0
+    a = ends_at(ipndm(process, times, order), bimodal(process), points(process))
+    rho = {"order": order, "variable": "rho", "final_order": "off"}
+    b = ends_at(made("deis", process, times, rho), bimodal(process), points(process))
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
