@@ -24,12 +24,14 @@
     lambda_t        log_snr / 2            log(alpha_t/sigma_t) of DPM-Solver++, UniPC, SA-Solver; DEIS: -log rho
     B(h)            basis                  bh1, bh2 of UniPC
     tau             from eta               SA-Solver's noise; exp(-2 tau^2 h) = 1 - eta^2 (1 - gamma_t/gamma_s)
+    l, s, b         linear, scale, bias    of EMS, DPM-Solver-v3's statistics per pixel
 
-Imports run down this list: errors, families, reading, pickles, process, kernel, noise, denoiser, ideal, draws,
-gaussian_score, mixture_fit, moments, ms_eps, gaussian, variance, shortest_path, costs, planning, published_split,
-shortened, trajectory, solver, exponential, multistep, published_multistep, start, sampler, likelihood, cost_table,
-objective, members, progress, drawing, bound, paths, jump, explained, plots, measured, model, nn, run. `sde` and
-`covariance` import this package and not each other.
+Imports run down this list: errors, families, reading, pickles, process, kernel, noise, denoiser, ideal, derivative,
+draws, gaussian_score, mixture_fit, moments, ms_eps, gaussian, variance, shortest_path, costs, planning,
+published_split, shortened, trajectory, solver, exponential, multistep, published_multistep, ems, ems_integrals,
+dpm_solver_v3, start, sampler, likelihood, cost_table, objective, members, progress, ems_measure, drawing, bound, paths,
+jump, explained, plots, measured, subject, model, nn, run. `sde` and `covariance` import this package and not each
+other.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adpm.ems import EMS
     from adpm.errors import UserError
     from adpm.measured import Moments, Plan
     from adpm.model import Model
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from adpm.run.load import load
 
 _PLACES = {
+    "EMS": "adpm.ems",
     "Model": "adpm.model",
     "Moments": "adpm.measured",
     "Plan": "adpm.measured",
@@ -58,6 +62,7 @@ _PLACES = {
 """Imported when they are asked for, so that `import adpm` costs nothing."""
 
 __all__ = [
+    "EMS",
     "DiscreteProcess",
     "Model",
     "Moments",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -54,6 +54,17 @@ class Denoise(Protocol):
     """Anything that predicts: x [B, ...] at time t (one for the batch, or [B]) -> Prediction."""
 
     def __call__(self, x: Tensor, t: ArrayLike) -> Prediction: ...
+
+
+@runtime_checkable
+class Raw(Protocol):
+    """A denoiser whose noise prediction can be had between reference times, and differentiated there."""
+
+    def label(self, t: Array) -> Array:
+        """The number that the network receives at real times."""
+
+    def raw(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, label: float | Tensor) -> Tensor:
+        """`eps_network` for x [B, ...] at these numbers, each one or a tensor [1]; nothing is clipped."""
 
 
 def require_finite(prediction: Prediction, t: ArrayLike) -> Prediction:
@@ -181,15 +192,27 @@ class Denoiser:
     def __call__(self, x: Tensor, t: ArrayLike) -> Prediction:
         time = np.asarray(t, dtype=np.float64)
         alpha, sigma = per_sample(self.process.alpha(time), x), per_sample(self.process.sigma(time), x)
-        label = torch.as_tensor(self._time_label(time), dtype=x.dtype, device=x.device).expand(len(x))
-        out = self.network(x, label).to(x.dtype)
+        out = self._output(x, torch.as_tensor(self.label(time), dtype=x.dtype, device=x.device))
         channels = x.shape[1]
-        if out.shape[1] < channels or out.shape[2:] != x.shape[2:]:
-            raise UserError(f"the network returned shape {tuple(out.shape)} for images of shape {tuple(x.shape)}.")
         head = out[:, channels:] if out.shape[1] > channels else None
         x0, eps = self._interpret(x, out[:, :channels], alpha, sigma)
         found = clipped(x, x0, eps, head, alpha, sigma, self.clip, self._eps_after_clip)
         return replace(found, finite=_all_finite(out) | ~_all_finite(x))
+
+    def label(self, t: Array) -> Array:
+        """The number that the network receives at a time."""
+        return self._time_label(t)
+
+    def raw(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, label: float | Tensor) -> Tensor:
+        """See `Raw`."""
+        out = self._output(x, torch.as_tensor(label, dtype=x.dtype, device=x.device))
+        return self._interpret(x, out[:, : x.shape[1]], alpha, sigma)[1]
+
+    def _output(self, x: Tensor, label: Tensor) -> Tensor:
+        out = self.network(x, label.expand(len(x))).to(x.dtype)
+        if out.shape[1] < x.shape[1] or out.shape[2:] != x.shape[2:]:
+            raise UserError(f"the network returned shape {tuple(out.shape)} for images of shape {tuple(x.shape)}.")
+        return out
 
 
 def _all_finite(x: Tensor) -> Tensor:

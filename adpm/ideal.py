@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from adpm.denoiser import Prediction, eps_from_x0, per_sample
-from adpm.process import Process
+from adpm.process import Array, Process
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,14 @@ class IdealDenoiser:
         x0 = mean.to(x.dtype)
         eps = eps_from_x0(x, x0, alpha, sigma)
         return Prediction(x0, eps, eps)
+
+    def label(self, t: Array) -> Array:
+        """Time itself, of which `raw` makes no use."""
+        return t
+
+    def raw(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, label: float | Tensor) -> Tensor:
+        """E[eps | x_t] at these scales; see `adpm.denoiser.Raw`."""
+        return eps_from_x0(x, self.mixture.posterior(x, alpha, sigma)[0].to(x.dtype), alpha, sigma)
 
     def variance(self, x: Tensor, t: ArrayLike) -> Tensor:
         """The diagonal of Cov[x_0 | x_t = x], of x's shape."""

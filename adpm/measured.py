@@ -9,12 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from adpm.draws import Estimate
+from adpm.denoiser import Denoise
+from adpm.draws import Estimate, Source, measure
+from adpm.ems import EMS
 from adpm.errors import UserError
 from adpm.jump import after
-from adpm.moments import MomentTable
+from adpm.moments import MomentTable, stacked, unstacked
 from adpm.paths import Path
 from adpm.process import Array, Process
+from adpm.progress import Arrays, Keep
 from adpm.start import Start
 
 
@@ -63,6 +66,29 @@ class Moments:
         return Moments(MomentTable.load(File(path)), process)
 
 
+def measured_moments(
+    denoise: Denoise,
+    process: Process,
+    source: Source,
+    times: Array,
+    draws: int,
+    *,
+    seed: int,
+    batch_size: int,
+    keep: Keep,
+    provenance: Mapping[str, Any] | None,
+) -> Moments:
+    """Moments at these times, each measured with `draws` draws; see `adpm.draws.measure`."""
+
+    def work(items: range) -> Arrays:
+        at = times[items.start : items.stop].tolist()
+        return stacked([row for _, row in measure(denoise, process, source, at, draws, seed, batch_size)])
+
+    rows = [row for part in keep(len(times), 1, work, "moments") for row in unstacked(part)]
+    shape = tuple(source.mean.shape)
+    return Moments(MomentTable(times, tuple(rows), source.variance, dict(provenance or {}), shape), process)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A path of times with the moments that it was planned on.
@@ -105,6 +131,26 @@ class Plan:
         return str(self.path)
 
 
+def given_images(
+    images: Tensor | None, own: Mapping[str, Tensor], split: str, data_range: tuple[float, float] | None
+) -> Tensor:
+    """Images that a call was given, else the model's own of a split, as floats.
+
+    Raises:
+        UserError: if there are none, or if they are integers.
+    """
+    images = own.get(split) if images is None else images
+    if images is None:
+        raise UserError(f"this model has no {split} images of its own; give `images` [n, ...] in the network's range.")
+    if not images.is_floating_point():
+        raise UserError(
+            f"`images` are {images.dtype}; give floats in the network's range"
+            + (f" {data_range}" if data_range else "")
+            + ", for example images.float() / 127.5 - 1."
+        )
+    return images
+
+
 def need(moments: Moments | None, who: str) -> Moments:
     """The moments, if there are any.
 
@@ -116,21 +162,15 @@ def need(moments: Moments | None, who: str) -> Moments:
     return moments
 
 
-def given_images(images: Tensor | None, split: str, data_range: tuple[float, float] | None) -> Tensor:
-    """The images, if there are any, and they are floats.
+def need_statistics(statistics: EMS | None, who: str) -> EMS:
+    """The statistics, if there are any.
 
     Raises:
-        UserError: saying what to give.
+        UserError: saying who needs them.
     """
-    if images is None:
-        raise UserError(f"this model has no {split} images of its own; give `images` [n, ...] in the network's range.")
-    if not images.is_floating_point():
-        raise UserError(
-            f"`images` are {images.dtype}; give floats in the network's range"
-            + (f" {data_range}" if data_range else "")
-            + ", for example images.float() / 127.5 - 1."
-        )
-    return images
+    if statistics is None:
+        raise UserError(f"{who} needs `statistics`: statistics = model.measure_statistics(images).")
+    return statistics
 
 
 def known_shape(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from adpm.costs import COSTS
 from adpm.denoiser import EPS_AFTER_CLIP, LABELS, PREDICTIONS
+from adpm.derivative import DERIVATIVES
+from adpm.dpm_solver_v3 import DIFFERENCES, HALVES
+from adpm.dpm_solver_v3 import SOLVERS as V3
 from adpm.exponential import DEIS_VARIABLES, DPMPP_SECONDS, DPMPP_THIRDS, UNIPC_BASES
 from adpm.families import Families
 from adpm.likelihood import DECODERS
@@ -31,13 +34,16 @@ MEMBERS: Families = {
     "cost": COSTS,
     "budget": BUDGETS,
     "planning_method": PLANNING_METHODS,
-    "solver": {**SOLVERS, **MULTISTEP},
+    "solver": {**SOLVERS, **MULTISTEP, **V3},
     "dpmpp_second": DPMPP_SECONDS,
     "dpmpp_third": DPMPP_THIRDS,
     "unipc_basis": UNIPC_BASES,
     "deis_variable": DEIS_VARIABLES,
     "interpolated": INTERPOLATED,
     "final_order": FINAL_ORDERS,
+    "differences": DIFFERENCES,
+    "correct_half": HALVES,
+    "derivative": DERIVATIVES,
     "start": STARTS,
     "clusters": CLUSTERS,
     "decoder": DECODERS,

@@ -12,31 +12,33 @@ Data have any shape: images [C, H, W] or vectors [d]. Nothing global is touched:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adpm.bound import Bound, Images, Terms, bound_of
+from adpm.bound import Bound, Terms, bound_of
 from adpm.denoiser import Denoise, Denoiser, TimeLabel
 from adpm.drawing import draw
-from adpm.draws import Source, measure
-from adpm.errors import UserError, lookup
+from adpm.draws import Source
+from adpm.ems import EMS
+from adpm.ems_measure import keyed_draws, measure_ems
+from adpm.errors import lookup
 from adpm.families import Families, built
-from adpm.likelihood import Decoder, DecoderNeeds, Levels, first_posterior_variance
-from adpm.measured import Moments, Plan, given_images, known_shape, need
+from adpm.measured import Moments, Plan, known_shape, measured_moments, need, need_statistics
 from adpm.members import MEMBERS
-from adpm.moments import MomentTable, spread_times, stacked, unstacked
+from adpm.moments import spread_times
 from adpm.paths import Pricing, find_path
 from adpm.process import Process
-from adpm.progress import Arrays, Keep, in_memory
+from adpm.progress import Keep, in_memory
 from adpm.solver import Solver
-from adpm.start import Start, StartNeeds
-from adpm.variance import Rule, RuleNeeds
+from adpm.start import Start
+from adpm.subject import Subject
+from adpm.variance import Rule
 
 
-class Model:
+class Model(Subject):
     """A noise predictor and its process.
 
     Args:
@@ -48,9 +50,7 @@ class Model:
         clip: whether x0 is limited to data_range.
         eps_after_clip: "rederive" or "keep".
         device: where it runs; the module's own unless given.
-        images: "train" and "test" -> data, for calls that are given none.
-        levels: of the data; 0: continuous.
-        families: what names mean; those of this package unless given.
+        images, levels, families: see `Subject`.
     """
 
     def __init__(
@@ -81,37 +81,14 @@ class Model:
             first = next(network.eval().parameters(), None)
             device = device or ("cpu" if first is None else first.device)
             network.to(device)
-        self._set(denoise, process, data_range, device or "cpu", images, levels, families)
+        super().__init__(denoise, process, data_range, torch.device(device or "cpu"), images or {}, levels, families)
 
     @classmethod
-    def of(
-        cls,
-        denoise: Denoise,
-        process: Process,
-        *,
-        data_range: tuple[float, float] | None = None,
-        device: torch.device | str = "cpu",
-        images: Mapping[str, Tensor] | None = None,
-        levels: int = 0,
-        families: Families = MEMBERS,
-    ) -> Model:
-        """A model around a denoiser that there is already, such as an exact one."""
+    def of(cls, denoise: Denoise, process: Process, **settings: Any) -> Model:
+        """A model around a denoiser that there is already, such as an exact one; `settings` are those of `Subject`."""
         model = cls.__new__(cls)
-        model._set(denoise, process, data_range, device, images, levels, families)
+        Subject.__init__(model, denoise, process, **settings)
         return model
-
-    def _set(
-        self,
-        denoise: Denoise,
-        process: Process,
-        data_range: tuple[float, float] | None,
-        device: torch.device | str,
-        images: Mapping[str, Tensor] | None,
-        levels: int,
-        families: Families,
-    ) -> None:
-        self.denoise, self.process, self.data_range, self.levels = denoise, process, data_range, levels
-        self.device, self.images, self.families = torch.device(device), dict(images or {}), families
 
     # Measuring
 
@@ -138,17 +115,24 @@ class Model:
             keep: see `Keep`.
             provenance: what the numbers depend on, for the file.
         """
-        source = images if isinstance(images, Source) else Source.of(*self._on_device(images, "train"))
-        wanted = spread_times(self.process, times)
+        wanted, source = spread_times(self.process, times), self.source_of(images)
+        settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "keep": keep, "provenance": provenance}
+        return measured_moments(self.denoise, self.process, source, wanted, draws, **settings)
 
-        def work(items: range) -> Arrays:
-            at = wanted[items.start : items.stop].tolist()
-            rows = [row for _, row in measure(self.denoise, self.process, source, at, draws, seed, batch_size)]
-            return stacked(rows)
+    def measure_statistics(
+        self, images: Tensor | Source | None = None, nodes: int = 61, draws: int = 1000, seed: int = 0, **options: Any
+    ) -> EMS:
+        """What the solver 'dpm_solver_v3' needs to know of the raw network; minutes of work for a large one.
 
-        rows = [row for part in keep(len(wanted), 1, work, "moments") for row in unstacked(part)]
-        shape = tuple(source.mean.shape)
-        return Moments(MomentTable(wanted, tuple(rows), source.variance, dict(provenance or {}), shape), self.process)
+        Args:
+            images: [n, ...] in the network's range; the model's own training images unless given.
+            nodes, draws: see `adpm.ems_measure.measure_ems`.
+            seed: of images, noise and signs.
+            options: `derivative`, `batch_size`, `keep` and `provenance` of `measure_ems`.
+        """
+        return measure_ems(
+            self.denoise, self.process, keyed_draws(self.source_of(images), seed), draws, nodes, **options
+        )
 
     # Planning
 
@@ -189,8 +173,8 @@ class Model:
             eta=eta,
             table=lambda: need(moments, "planning").table,
             decoder=lambda: self.decoder(decoder, moments),
-            levels=lambda: self._levels(levels),
-            images=lambda: self._on_device(images, "train"),
+            levels=lambda: self.levels_of(levels),
+            images=lambda: self.on_device(images, "train"),
             draws=draws,
             seed=seed,
             batch_size=batch_size,
@@ -198,36 +182,7 @@ class Model:
         given = (self.families, trajectory, self.process, steps, pricing.needs, pricing.gamma)
         return Plan(find_path(*given, **options), moments, lambda last: find_path(*given, last=last, **options))
 
-    def rule(self, rule: str | Rule, moments: Moments | None = None, **options: Any) -> Rule:
-        """A variance rule by its name; a rule is itself."""
-        if isinstance(rule, Rule):
-            return rule
-        low, high = self.data_range or (-np.inf, np.inf)
-        needs = RuleNeeds(
-            lambda estimator: need(moments, f"rule '{rule}'").variance(estimator),
-            lambda: need(moments, f"rule '{rule}'").table.data_variance,
-            ((high - low) / 2.0) ** 2,
-            lambda: first_posterior_variance(self.process),
-        )
-        return built(self.families["rule"], rule, "`rule`", needs, **options)
-
-    def decoder(self, name: str, moments: Moments | None = None, estimator: str = "residual") -> Decoder:
-        """The variance of the last step by its name."""
-        variance = DecoderNeeds(self.process, lambda: need(moments, f"decoder '{name}'").variance(estimator))
-        return built(self.families["decoder"], name, "`decoder`", variance)
-
     # Drawing
-
-    def start(self, name: str, images: Tensor | None = None, **options: Any) -> Start:
-        """What sampling begins with, by its name: "noise", "gaussian" or "gaussian_mixture".
-
-        Args:
-            name: of one.
-            images: [n, ...] that it is fitted to; the model's own training images unless given.
-            options: its own, such as `start_log_snr` and `start_respend`.
-        """
-        needs = StartNeeds.of(self.process, lambda: self._on_device(images, "train"))
-        return built(self.families["start"], name, "`start`", needs, **options)
 
     def sample(
         self,
@@ -240,6 +195,7 @@ class Model:
         eta: float = 1.0,
         solver: str | Solver = "reverse_gaussian",
         start: str | Start = "noise",
+        statistics: EMS | None = None,
         batch_size: int = 256,
         **options: Any,
     ) -> Tensor:
@@ -254,6 +210,7 @@ class Model:
             eta: 1 = DDPM, 0 = DDIM.
             solver: a name or a solver.
             start: a name, or one that `start` has made; where it jumps, fewer steps of the plan are left.
+            statistics: from `measure_statistics`, for a solver that needs them.
             batch_size: samples per network call.
             options: of the solver.
         """
@@ -261,9 +218,8 @@ class Model:
         along, chosen = plan.after(begin, self.process), solver
         if isinstance(chosen, str):
             facts = lookup(self.families["solver"], chosen, "`solver`").facts
-            protocol: dict[str, Any] = {"eta": eta} if facts.uses_eta else {}
-            protocol |= {"rule": self.rule(rule, plan.moments)} if facts.uses_rule else {}
-            protocol |= {"times": along} if facts.uses_path else {}
+            needed = partial(need_statistics, statistics, f"solver '{chosen}'")
+            protocol = facts.given(along, eta, lambda: self.rule(rule, plan.moments), needed)
             chosen = built(self.families["solver"], chosen, "`solver`", self.process, protocol=protocol, **options)
         like = known_shape(shape, plan.moments, self.images)
         settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": self.device, "start": begin}
@@ -298,22 +254,8 @@ class Model:
             self.process,
             self.rule(rule, plan.moments),
             self.decoder(decoder, plan.moments),
-            self._levels(levels),
+            self.levels_of(levels),
             plan.path.times,
             eta,
         )
-        return bound_of(terms, *self._on_device(images, "test"), seed=seed, batch_size=batch_size)
-
-    # What was not said
-
-    def _on_device(self, images: Tensor | None, split: str) -> tuple[Images, int]:
-        """Images by their numbers, on this model's device, and how many there are."""
-        given = given_images(self.images.get(split) if images is None else images, split, self.data_range)
-        return lambda index: given[index].to(self.device), len(given)
-
-    def _levels(self, levels: int | None) -> Levels:
-        count = self.levels if levels is None else levels
-        if count and self.data_range is None:
-            raise UserError(f"`levels` = {count} needs the model's `data_range`, in which they are spread evenly.")
-        low, high = self.data_range or (0.0, 0.0)
-        return Levels(count, low, high)
+        return bound_of(terms, *self.on_device(images, "test"), seed=seed, batch_size=batch_size)

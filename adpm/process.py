@@ -18,14 +18,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.interpolate import PchipInterpolator
 
 from adpm.errors import UserError
 from adpm.families import Field, Kind
-from adpm.reading import plain_file, read_npy
+from adpm.reading import read_betas
 
 Array = NDArray[np.float64]
 
@@ -61,6 +61,11 @@ class Process(ABC):
     @abstractmethod
     def log_snr(self, t: ArrayLike) -> Array:
         """log(alpha_t^2 / sigma_t^2), strictly decreasing; +inf at t = 0."""
+
+    def time_of(self, log_snr: ArrayLike) -> Array:
+        """The inverse of `log_snr`, a real number; smooth between reference times, and an SDE's own formula."""
+        between = PchipInterpolator(-self.log_snr(self.times[1:]), np.log(self.times[1:]))
+        return np.exp(between(-np.asarray(log_snr, dtype=np.float64)))
 
     @property
     def steps(self) -> int:
@@ -245,21 +250,6 @@ def vp_integral_betas(steps: int, beta_min: float = 0.1, beta_max: float = 20.0)
     grid = np.arange(steps + 1, dtype=np.float64) / steps
     integral = beta_min * grid + 0.5 * (beta_max - beta_min) * grid**2
     return -np.expm1(-np.diff(integral))
-
-
-def read_betas(path: str) -> Array:
-    """Betas from a file: `.npy`, or text with one number per line.
-
-    Raises:
-        UserError: if it is missing, not a plain file, or holds anything but numbers.
-    """
-    file = plain_file(Path(path), "`betas_file`")
-    try:
-        if not file.stat().st_size:
-            raise ValueError("it is empty")
-        return np.asarray(read_npy(file) if file.suffix == ".npy" else np.loadtxt(file), dtype=np.float64)
-    except Exception as error:  # numpy raises a dozen kinds on damaged files
-        raise UserError(f"`betas_file` '{path}' cannot be read as numbers: {str(error).rstrip('.')}.") from error
 
 
 def linear(steps: int = 1000) -> DiscreteProcess:

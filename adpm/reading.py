@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
@@ -133,3 +134,18 @@ def _check_header(file: IO[bytes], size: int) -> None:
     shape, _, dtype = read(file)
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != size - file.tell():
         raise ValueError(f"it claims an array {shape} of {dtype}, which is not what it holds")
+
+
+def read_betas(path: str) -> NDArray[np.float64]:
+    """Betas from a file: `.npy`, or text with one number per line.
+
+    Raises:
+        UserError: if it is missing, not a plain file, or holds anything but numbers.
+    """
+    file = plain_file(Path(path), "`betas_file`")
+    try:
+        if not file.stat().st_size:
+            raise ValueError("it is empty")
+        return np.asarray(read_npy(file) if file.suffix == ".npy" else np.loadtxt(file), dtype=np.float64)
+    except Exception as error:  # numpy raises a dozen kinds on damaged files
+        raise UserError(f"`betas_file` '{path}' cannot be read as numbers: {str(error).rstrip('.')}.") from error

@@ -9,6 +9,7 @@ sampler.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from adpm.families import Kind
 from adpm.gaussian import Covariance
 from adpm.kernel import Kernel, reverse_kernel
 from adpm.noise import Noise
-from adpm.process import Process
+from adpm.process import Array, Process
 from adpm.variance import Rule
 
 
@@ -87,12 +88,24 @@ class SolverFacts:
         uses_eta: whether eta is a choice, given as `eta`; else it is part of the solver.
         needs_sde: whether it wants a process with drift and diffusion.
         uses_path: whether it wants to know the whole path from the start, given as `times` [K+1].
+        statistics: the kind of statistics of the network that it needs, "moments" or "ems"; given as `statistics`, a
+            function that measures them when it is called. "": none.
     """
 
     uses_rule: bool = False
     uses_eta: bool = False
     needs_sde: bool = False
     uses_path: bool = False
+    statistics: str = ""
+
+    def given(
+        self, times: Array, eta: float, rule: Callable[[], Rule], statistics: Callable[[], Any]
+    ) -> dict[str, Any]:
+        """What the builder is given by keyword besides its own options."""
+        out: dict[str, Any] = {"eta": eta} if self.uses_eta else {}
+        out |= {"rule": rule()} if self.uses_rule else {}
+        out |= {"times": times} if self.uses_path else {}
+        return out | ({"statistics": statistics} if self.statistics else {})
 
 
 SOLVERS: dict[str, Kind] = {
@@ -103,4 +116,4 @@ SOLVERS: dict[str, Kind] = {
         reads=("rule.name", "sampling.eta"),
     ),
 }
-"""Builders take (process, rule=, eta=, times=, own options): the first three where the facts say so."""
+"""Builders take (process, rule=, eta=, times=, statistics=, own options): the named ones where the facts say so."""

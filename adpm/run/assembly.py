@@ -9,11 +9,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from ml_collections import ConfigDict, FrozenConfigDict
 from torch import nn
 
@@ -29,9 +28,9 @@ from adpm.objective import Objective, ObjectiveNeeds
 from adpm.process import Array
 from adpm.progress import say
 from adpm.run import heads, store, weights
-from adpm.run.checks import channels_out, check_files, check_head_file, check_method, check_second_output
+from adpm.run.checks import check_files, check_head_file, check_method, check_second_output
 from adpm.run.house import House
-from adpm.run.models import DenoiserNeeds, Loaded
+from adpm.run.models import DenoiserNeeds, Loaded, outputs_of
 from adpm.run.naming import naming
 from adpm.run.problem import Problem
 from adpm.run.work import resolve_device, runnable, seeded
@@ -141,11 +140,9 @@ class Session(Problem):
         """
         if not self.trainable:
             return False, False
-        with torch.device("meta"):
-            network = self.network()
-            channels = channels_out(network, self.data.shape)
-        check_head_file(self.config.network, network.has_head)
-        return channels > self.data.shape[0], network.has_head
+        channels, has_head = outputs_of(self.network, self.data.shape)
+        check_head_file(self.config.network, has_head)
+        return channels > self.data.shape[0], has_head
 
     def network(self) -> Headed:
         """A freshly initialised network, a function of config.seed."""
@@ -252,12 +249,11 @@ class Session(Problem):
     def solver(self, variance_of: VarianceOf, times: Array, data_variance: Callable[[], float] | None = None) -> Solver:
         """The solver for a path of times, with the corrector around it if one is named.
 
-        Var_t is asked for only if the solver has a variance rule and the rule needs it.
+        Var_t is asked for only if the solver has a variance rule and the rule needs it; other statistics when it steps.
         """
+        rule = partial(self.rule, variance_of, times, data_variance)
         facts = self.kind("sampling.solver").facts
-        protocol: dict[str, Any] = {"eta": self.config.sampling.eta} if facts.uses_eta else {}
-        protocol |= {"rule": self.rule(variance_of, times, data_variance)} if facts.uses_rule else {}
-        protocol |= {"times": times} if facts.uses_path else {}
+        protocol = facts.given(times, self.config.sampling.eta, rule, self.statistics)
         solver = self.build("sampling.solver", self.process, protocol=protocol)
         corrected = self.config.sampling.corrector is not None
         return self.build("sampling.corrector", solver, self.process) if corrected else solver
@@ -268,6 +264,17 @@ class Session(Problem):
         return self.build(
             "sampling.start", StartNeeds(self.process, lambda: self.data.shape, lambda: self.source("train"))
         )
+
+    def statistics(self) -> Any:
+        """What the solver needs to know of the network; measured on first use where that is missing, and kept."""
+        name = self.kind("sampling.solver").facts.statistics
+        if name and name not in self._statistics:
+            self._statistics[name] = self.house.families["statistics"][name].build(self)
+        return self._statistics.get(name)
+
+    @cached_property
+    def _statistics(self) -> dict[str, Any]:
+        return {}
 
     def decoder(self, variance_of: VarianceOf, name: str = "") -> Decoder:
         """The variance of the last step, the config's own or that of another name."""

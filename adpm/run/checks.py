@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from adpm.denoiser import EPS_AFTER_CLIP
 from adpm.errors import UserError
 from adpm.families import Families, Family
@@ -17,34 +14,20 @@ from adpm.variance import RuleFacts
 
 
 def check_files(config: Any) -> None:
-    """Named moments exist, and in one place only."""
-    for name in ("file", "ms_eps"):
+    """Named moments and statistics exist, moments in one place only."""
+    for name in ("file", "ms_eps", "ems_file"):
         if config.moments[name] and not Path(config.moments[name]).is_file():
             raise UserError(f"config.moments.{name} = '{config.moments[name]}' is no file.")
     if config.moments.file and config.moments.ms_eps:
         raise UserError("config.moments.file and config.moments.ms_eps both name moments; set one of them.")
 
 
-def channels_out(network: nn.Module, shape: tuple[int, ...]) -> int:
-    """Of a network that is called once, on the device that is set.
-
-    Raises:
-        UserError: if its layers do not fit each other.
-    """
-    try:
-        return network(torch.zeros(1, *shape), torch.zeros(1)).shape[1]
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"config.network cannot be built: its layers do not fit each other ({error}).") from error
-
-
-def check_head_file(section: Any, has_head: bool) -> None:
-    """A file of a head goes with a head."""
-    if section.head_pretrained and not has_head:
+def check_head_file(network: Any, has_head: bool) -> None:
+    """A file of a head goes with a network that has one."""
+    if network.head_pretrained and not has_head:
         raise UserError(
-            f"config.network.head_pretrained = '{section.head_pretrained}' goes with a head, but "
-            f"config.network.head = '{section.get('head')}'; unset one of them."
+            f"config.network.head_pretrained = '{network.head_pretrained}' goes with a head, but "
+            f"config.network.head = '{network.get('head')}'; unset one of them."
         )
 
 

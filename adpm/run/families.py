@@ -15,6 +15,7 @@ from adpm.run.data import DATA_SETS
 from adpm.run.house import House
 from adpm.run.metrics import FEATURES
 from adpm.run.models import DENOISERS
+from adpm.run.modes.estimate import STATISTICS
 from adpm.run.modes.likelihood import LIKELIHOODS
 from adpm.run.times import TIMES
 from adpm.run.training import SCHEDULES
@@ -28,6 +29,7 @@ CORE: Families = {
     "times": TIMES,
     "schedule": SCHEDULES,
     "likelihood": LIKELIHOODS,
+    "statistics": STATISTICS,
     "precision": PRECISIONS,
     "features": FEATURES,
 }

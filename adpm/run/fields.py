@@ -3,7 +3,7 @@
 `of` says what a field is part of. Products are
 
     weights     the function that a network computes          training, head    how weights and a head came about
-    model       what any figure of a model depends on         moments, costs, samples, bound, flow, cell    figures
+    model       what any figure of a model depends on         statistics, moments, costs, samples, bound, flow, cell
 
 and two words for what changes no figure: amount (how many, in batches of how many) and machine (where it runs). A field
 without it is part of whatever reads it. table.py makes everything else of this.
@@ -19,7 +19,11 @@ _FIGURES = ("moments", "costs", "samples", "bound", "flow")
 SECTIONS: dict[str, dict[str, Field]] = {
     "": {
         "seed": Field(
-            0, "of everything random in a run", low=0, below=2**31, of=("training", "head", "cell", *_FIGURES)
+            0,
+            "of everything random in a run",
+            low=0,
+            below=2**31,
+            of=("training", "head", "cell", "statistics", *_FIGURES),
         ),
         "device": Field("auto", "auto | cpu | cuda | cuda:N", of=("machine",)),
         "precision": Field(
@@ -61,6 +65,7 @@ SECTIONS: dict[str, dict[str, Field]] = {
         "save_every": Field(1000, "iterations between states that a killed run resumes from", low=1, of=()),
     },
     "moments": {
+        "statistics": Field("moments", "what --mode=estimate measures", choices="statistics", of=()),
         "file": Field("", "a moments file to use; empty = measured when missing", of=()),
         "ms_eps": Field("", 'a published ms_eps file (estimator "gamma" only) instead', of=()),
         "times": Field(100, "reference times measured, even in log-SNR; 0 = all", low=0, of=("moments",)),

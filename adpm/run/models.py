@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from adpm import ideal
 from adpm.denoiser import Denoise
 from adpm.draws import Source
@@ -60,6 +62,23 @@ class DenoiserNeeds:
     clip: bool
     network: Callable[[], Loaded]
     source: Callable[[], Source]
+
+
+def outputs_of(network: Callable[[], Headed], shape: tuple[int, ...]) -> tuple[int, bool]:
+    """How many channels a network would return, and whether it has a head; built without memory or arithmetic.
+
+    Raises:
+        UserError: if it cannot be built or called.
+    """
+    with torch.device("meta"):
+        made = network()
+        try:
+            out = made(torch.zeros(1, *shape), torch.zeros(1))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"config.network cannot be built: its layers do not fit each other ({error}).") from error
+    return out.shape[1], made.has_head
 
 
 @dataclass(frozen=True)

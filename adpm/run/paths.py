@@ -155,9 +155,11 @@ def _path_name(session: Session) -> str:
 
 def sampler_key(session: Session, path: Path) -> dict[str, Any]:
     """Everything that samples depend on."""
-    uses_rule = session.kind("sampling.solver").facts.uses_rule
+    facts = session.kind("sampling.solver").facts
+    uses_rule, statistics = facts.uses_rule, session.house.families["statistics"].get(facts.statistics)
     return {
         **session.identity,
+        **({} if statistics is None else {"statistics": statistics.facts.key(session)}),
         "head": session.sampler_model.head,
         "own": session.house.table.part(session.config, "samples"),
         "path": path.indices.tolist(),

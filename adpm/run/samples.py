@@ -71,9 +71,11 @@ def samples_for(session: Session, path: Path | None = None) -> Samples:
         found = None  # images are bitwise equal at the same batching only
     if found is None or len(found["samples"]) < section.samples:
         with naming(session.house.table, "sampling"):
+            solver = session.solver(variance_for(session), path.times)
+            session.statistics()  # what is missing is measured before anything is drawn
             drawn = draw(
                 model.denoise,
-                session.solver(variance_for(session), path.times),
+                solver,
                 session.process,
                 path.times,
                 session.data.shape,

@@ -1,10 +1,15 @@
-"""--mode=estimate: measure the moments and show what they say, with error bars."""
+"""--mode=estimate: measure statistics of a network and show what they say."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from adpm.explained import LEVEL, reach
+from adpm.families import Field, Kind
 from adpm.moments import MomentTable, spread_times
 from adpm.ms_eps import write_ms_eps
 from adpm.plots import measured, moment_figure, unexplained_figure
@@ -13,14 +18,20 @@ from adpm.run.assembly import Session
 from adpm.run.figures import save_figure
 from adpm.run.measure import moments_for, moments_key, unexplained_for
 from adpm.run.report import Report
+from adpm.run.statistics import CHOICE, ems_for, ems_key, show_ems
 from adpm.run.store import write_whole
 
 _SHOWN = 8
 
 
 def estimate(session: Session) -> None:
-    """Measure (or reuse) the moment table, print it, draw it."""
-    table = moments_for(session)
+    """Measure (or reuse) what config.moments.statistics names, and show it."""
+    kind = session.kind("moments.statistics")
+    kind.facts.show(session, kind.build(session))
+
+
+def _show_moments(session: Session, table: MomentTable) -> None:
+    """Print the table with error bars, draw it."""
     name = f"moments-{moments_key(session)}"
     _print_table(session, table)
     figure = moment_figure(table, session.process)
@@ -92,3 +103,37 @@ def _print_table(session: Session, table: MomentTable) -> None:
             f"'{chosen}': standard error {np.median(relative):.1%} in the median, {relative.max():.1%} at worst; "
             f"left-out times are interpolated within {np.median(left_out):.1%} (median), {left_out.max():.1%} (worst)."
         )
+
+
+@dataclass(frozen=True)
+class StatisticsFacts:
+    """What may be asked of statistics without measuring them.
+
+    Attributes:
+        key: session -> what tells its own from others.
+        show: (session, statistics): prints and draws what they say.
+    """
+
+    key: Callable[[Session], str]
+    show: Callable[[Session, Any], None]
+
+
+STATISTICS: dict[str, Kind] = {
+    "moments": Kind(
+        moments_for,
+        "Var[x0 | x_t] per time: for rules, plans and decoders",
+        StatisticsFacts(moments_key, _show_moments),
+    ),
+    CHOICE: Kind(
+        ems_for,
+        "l, s and b per pixel along the log-SNR, for the solver dpm_solver_v3 (Zheng et al. 2023)",
+        StatisticsFacts(ems_key, show_ems),
+        {
+            "nodes": Field(61, "times at which they are measured, even in log-SNR", low=3),
+            "ems_draws": Field(1000, "(image, noise, signs) triples per node", low=2),
+            "derivative": Field("auto", "how the network is differentiated", choices="derivative"),
+            "ems_file": Field("", "a statistics file to use; empty = measured when missing", of=()),
+        },
+    ),
+}
+"""Builders take a session and give its statistics, measured when missing."""

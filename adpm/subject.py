@@ -1,0 +1,90 @@
+"""What a model is about, and the members of the families that it chooses by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adpm.bound import Images
+from adpm.denoiser import Denoise
+from adpm.draws import Source
+from adpm.errors import UserError
+from adpm.families import Families, built
+from adpm.likelihood import Decoder, DecoderNeeds, Levels, first_posterior_variance
+from adpm.measured import Moments, given_images, need
+from adpm.members import MEMBERS
+from adpm.process import Process
+from adpm.start import Start, StartNeeds
+from adpm.variance import Rule, RuleNeeds
+
+
+@dataclass
+class Subject:
+    """A denoiser, its process and its data.
+
+    Attributes:
+        denoise: predicts x_0 and eps at each time.
+        process: the forward process.
+        data_range: (a, b) of the data; None: no limits.
+        device: where states lie.
+        images: "train" and "test" -> data, for calls that are given none.
+        levels: of the data; 0: continuous.
+        families: what names mean; those of this package unless given.
+    """
+
+    denoise: Denoise
+    process: Process
+    data_range: tuple[float, float] | None = None
+    device: torch.device | str = "cpu"
+    images: Mapping[str, Tensor] = field(default_factory=dict)
+    levels: int = 0
+    families: Families = field(default_factory=lambda: MEMBERS)
+
+    def rule(self, rule: str | Rule, moments: Moments | None = None, **options: Any) -> Rule:
+        """A variance rule by its name; a rule is itself."""
+        if isinstance(rule, Rule):
+            return rule
+        low, high = self.data_range or (-np.inf, np.inf)
+        needs = RuleNeeds(
+            lambda estimator: need(moments, f"rule '{rule}'").variance(estimator),
+            lambda: need(moments, f"rule '{rule}'").table.data_variance,
+            ((high - low) / 2.0) ** 2,
+            lambda: first_posterior_variance(self.process),
+        )
+        return built(self.families["rule"], rule, "`rule`", needs, **options)
+
+    def decoder(self, name: str, moments: Moments | None = None, estimator: str = "residual") -> Decoder:
+        """The variance of the last step by its name."""
+        variance = DecoderNeeds(self.process, lambda: need(moments, f"decoder '{name}'").variance(estimator))
+        return built(self.families["decoder"], name, "`decoder`", variance)
+
+    def start(self, name: str, images: Tensor | None = None, **options: Any) -> Start:
+        """What sampling begins with, by its name: "noise", "gaussian" or "gaussian_mixture".
+
+        Args:
+            name: of one.
+            images: [n, ...] that it is fitted to; the model's own training images unless given.
+            options: its own, such as `start_log_snr` and `start_respend`.
+        """
+        needs = StartNeeds.of(self.process, lambda: self.on_device(images, "train"))
+        return built(self.families["start"], name, "`start`", needs, **options)
+
+    def source_of(self, images: Tensor | Source | None) -> Source:
+        return images if isinstance(images, Source) else Source.of(*self.on_device(images, "train"))
+
+    def on_device(self, images: Tensor | None, split: str) -> tuple[Images, int]:
+        """Images by their numbers, on this model's device, and how many there are."""
+        given = given_images(images, self.images, split, self.data_range)
+        return lambda index: given[index].to(self.device), len(given)
+
+    def levels_of(self, levels: int | None) -> Levels:
+        count = self.levels if levels is None else levels
+        if count and self.data_range is None:
+            raise UserError(f"`levels` = {count} needs the model's `data_range`, in which they are spread evenly.")
+        low, high = self.data_range or (0.0, 0.0)
+        return Levels(count, low, high)
