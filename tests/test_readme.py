@@ -30,7 +30,9 @@ from tests.processes import UNPAINTED, finished
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = {path: path.read_text() for path in (ROOT / "README.md", ROOT / "docs" / "results.md")}  # comparison.md repeats
+PAGES = {
+    path: path.read_text() for path in (ROOT / "README.md", ROOT / "docs/results.md", ROOT / "docs/solvers.md")
+}  # comparison.md repeats
 
 
 def shell(text: str) -> list[str]:
@@ -51,6 +53,8 @@ SHORTER = {
     "--mode=likelihood": ["--config.likelihood.images=8"],
     "--mode=sample": ["--config.sampling.samples=4"],
     "--mode=estimate": ["--config.moments.draws=12", "--config.moments.times=8"],
+    "--config.moments.statistics=ems": ["--config.moments.nodes=7", "--config.moments.ems_draws=6"],
+    "--config.sampling.solver=dpm_solver_v3": ["--config.moments.nodes=7", "--config.moments.ems_draws=6"],
     "--mode=compare": [
         *["--config.grid.steps=(2,)", "--config.shown=2", "--config.grid.seeds=(0,)", "--config.grid.etas=(1.0,)"],
         *["--config.sampling.samples=6", "--config.likelihood.images=4", "--config.moments.times=8"],
@@ -67,6 +71,7 @@ SHORTER = {
     "benchmarks.heads_exact": ["--iterations=3", "--draws=100"],
     "benchmarks.head_step": ["--batch=8", "--steps=1", "--repeats=2"],
     "benchmarks.overhead": ["--batch=8", "--steps=2", "--repeats=2"],
+    "benchmarks.peers": ["--steps=3", "--screen=40", "--samples=40", "--seeds=2", "--only", "DDIM", "adpm UniPC"],
     "benchmarks.planning": ["--quick"],
 }
 
@@ -80,6 +85,7 @@ def _few_moments(path: str) -> tuple[ConfigDict, House]:
 SMALLER: dict[str, dict[str, Any]] = {
     "benchmarks.digits_bits": {"BUDGETS": (3, 5, 25), "load_config": _few_moments},
     "benchmarks.langevin": {"STEPS": 5},
+    "benchmarks.peers": {"TRAJECTORIES": ("even",), "DRAWS": 12, "TIMES": 8},
     "benchmarks.compare_kills": {"MAIN": UNPAINTED},
 }
 
@@ -88,6 +94,7 @@ WITH_WORKDIR = (
     "benchmarks.compare_kills",
     "benchmarks.digits_bits",
     "benchmarks.heads_exact",
+    "benchmarks.peers",
 )
 FEW_DRAWS = ["--config.moments.draws=12", "--config.moments.times=12"]
 # A head is trained on the shipped network; a network of its own can be a small one.
