@@ -14,173 +14,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from torch import Tensor
 
-import adpm
-from adpm.ems import EMS
-from adpm.measured import Plan
-from adpm.noise import KeyedNoise
-from adpm.paths import Path as Times
-from adpm.run.metrics import FEATURES, FrechetDistance, energy_distance
-from adpm.sampler import keyed
+from benchmarks.diffusers_peers import PEERS
+from benchmarks.peer_cells import FIGURES, OURS, V3, Cell, called, figures, measured, model_of, prepare, settings
 from benchmarks.protocol import describe
 
-CONFIG = "configs/digits.py"
 BUDGETS = (3, 5, 7, 10, 15, 25)
 TRAJECTORIES = ("even", "power2", "log_snr", "karras", "least_cost")
 SCREEN_SEED = 1000
-DRAWS, TIMES = 300, 100  # of the moments, as config.moments has them
-NODES, STATISTICS_DRAWS = 60, 1000  # of the statistics of DPM-Solver-v3
-FIGURES = ("features, test", "features, train", "pixels, test", "pixels, train", "energy, test")
-
-V3 = "adpm DPM-Solver-v3"
-OURS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
-    "adpm DDIM": ({"rule": "small", "eta": 0.0}, ({},)),
-    "adpm analytic, eta 1": ({"rule": "analytic", "eta": 1.0}, ({},)),
-    "adpm DPM-Solver++": ({"solver": "dpmpp"}, ({"order": 2}, {"order": 3})),
-    "adpm DPM-Solver++ SDE": ({"solver": "dpmpp_sde", "eta": 1.0}, ({"order": 2},)),
-    "adpm UniPC": ({"solver": "unipc"}, ({"order": 2}, {"order": 3})),
-    "adpm DEIS": ({"solver": "deis"}, ({"order": 2}, {"order": 3})),
-    "adpm iPNDM": ({"solver": "ipndm"}, ({"order": 2}, {"order": 3})),
-    "adpm SA-Solver, eta 0.5": ({"solver": "sa", "eta": 0.5}, ({"order": 2},)),
-    V3: ({"solver": "dpm_solver_v3"}, ({"order": 2}, {"order": 3})),
-}
-"""Name -> what is given to Model.sample, and the options that are tried."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Samples to be judged: a sampler, one of its settings in words, whether x0 is clipped, K, seed and number."""
-
-    name: str
-    setting: str
-    clip: bool
-    steps: int
-    seed: int
-    samples: int
-
-
-def settings(name: str, steps: int) -> Iterator[str]:
-    """The settings of a sampler, in words."""
-    if name not in OURS:
-        from benchmarks.diffusers_peers import settings as of_peer
-
-        yield from (told for told, _ in of_peer(name))
-        return
-    for trajectory in TRAJECTORIES:
-        for options in OURS[name][1]:
-            if options.get("order", 1) <= steps:
-                yield trajectory + "".join(f", {key} {value}" for key, value in options.items())
-
-
-@cache
-def model_of(clip: bool, workdir: Path) -> adpm.Model:
-    return adpm.load(CONFIG, workdir=workdir / f"model-{_called(clip)}", denoiser__clip=clip)
-
-
-def _called(clip: bool) -> str:
-    return "clipped" if clip else "free"
-
-
-@cache
-def judges(workdir: Path) -> dict[str, Any]:
-    """Figure -> images in [-1, 1] -> distance."""
-    images = {split: model_of(True, workdir).images[split] for split in ("test", "train")}
-    shape = tuple(images["test"].shape[1:])
-    spaces = {"features": "digits", "pixels": "pixels"}
-    out: dict[str, Any] = {
-        f"{title}, {split}": FrechetDistance(FEATURES[kind].build(shape), images[split])
-        for title, kind in spaces.items()
-        for split in images
-    }
-    return {**out, "energy, test": lambda drawn: energy_distance(drawn, images["test"])}
-
-
-def figures(images: Tensor, workdir: Path) -> dict[str, float]:
-    limited = images.clamp(-1.0, 1.0)
-    return {name: float(judges(workdir)[name](limited)) for name in FIGURES}
-
-
-@torch.inference_mode()
-def measured(cell: Cell, workdir: Path) -> tuple[Cell, dict[str, Any]]:
-    """A cell with its figures, or with what went wrong."""
-    torch.set_num_threads(1)
-    try:
-        drawn = _ours(cell, workdir) if cell.name in OURS else _peer(cell, workdir)
-        if not bool(torch.isfinite(drawn).all()):
-            return cell, {"failed": "not finite"}
-        return cell, figures(drawn, workdir)
-    except (adpm.UserError, ValueError, IndexError, AssertionError, RuntimeError, NotImplementedError) as error:
-        return cell, {"failed": str(error).split("\n")[0][:200]}
-
-
-def _ours(cell: Cell, workdir: Path) -> Tensor:
-    model, (given, tried) = model_of(cell.clip, workdir), OURS[cell.name]
-    trajectory, *_ = cell.setting.split(", ")
-    options = next(o for o in tried if cell.setting == ", ".join([trajectory, *(f"{k} {v}" for k, v in o.items())]))
-    path = np.load(plan_file(workdir, cell.clip, trajectory, cell.steps))
-    moments = adpm.Moments.load(moments_file(workdir, cell.clip), model.process)
-    plan = Plan(Times(path, model.process.times[path], None), moments)
-    file = statistics_file(workdir)
-    known = {"statistics": EMS.load(file)} if file.is_file() else {}
-    return model.sample(plan, n=cell.samples, seed=cell.seed, batch_size=500, **given, **options, **known)
-
-
-def _peer(cell: Cell, workdir: Path) -> Tensor:
-    from benchmarks.diffusers_peers import draw
-    from benchmarks.diffusers_peers import settings as of_peer
-
-    model = model_of(cell.clip, workdir)
-    options = dict(of_peer(cell.name))[cell.setting]
-    shape, parts = tuple(model.images["test"].shape[1:]), []
-    for numbers in torch.arange(cell.samples).split(500):
-        noise = keyed(KeyedNoise(cell.seed, "sample"), numbers, shape)
-        parts.append(draw(cell.name, options, model.denoise, model.process, cell.steps, noise))
-    return torch.cat(parts)
-
-
-# What our samplers need first
-
-
-def moments_file(workdir: Path, clip: bool) -> Path:
-    return workdir / f"moments-{_called(clip)}.npz"
-
-
-def plan_file(workdir: Path, clip: bool, trajectory: str, steps: int) -> Path:
-    return workdir / "plans" / f"{trajectory}-{_called(clip)}-K{steps}.npy"
-
-
-def statistics_file(workdir: Path) -> Path:
-    return workdir / "statistics.npz"
-
-
-def prepare(workdir: Path, budgets: Iterable[int], statistics: bool) -> None:
-    """Moments, paths and DPM-Solver-v3's statistics, each measured once."""
-    (workdir / "plans").mkdir(parents=True, exist_ok=True)
-    if statistics and not statistics_file(workdir).is_file():
-        model_of(False, workdir).measure_statistics(nodes=NODES, draws=STATISTICS_DRAWS).save(statistics_file(workdir))
-    for clip in (True, False):
-        model, file = model_of(clip, workdir), moments_file(workdir, clip)
-        if not file.is_file():
-            model.measure(draws=DRAWS, times=TIMES).save(file)
-        moments = adpm.Moments.load(file, model.process)
-        for steps in budgets:
-            for trajectory in TRAJECTORIES:
-                made = plan_file(workdir, clip, trajectory, steps)
-                if not made.is_file():
-                    np.save(made, model.plan(moments, steps, trajectory).path.indices)
-
-
-# The run
 
 
 class Kept:
@@ -205,13 +54,15 @@ class Kept:
         return {cell: self._known[cell] for cell in cells}
 
 
-def chosen(kept: Kept, names: Sequence[str], budgets: Sequence[int], samples: int, workers: int) -> list[Cell]:
+def chosen(
+    kept: Kept, names: Sequence[str], budgets: Sequence[int], trajectories: Sequence[str], samples: int, workers: int
+) -> list[Cell]:
     """The best setting of every sampler at every K, by screening."""
     cells = [
         Cell(name, setting, clip, steps, SCREEN_SEED, samples)
         for steps in budgets
         for name in names
-        for setting in settings(name, steps)
+        for setting in settings(name, steps, trajectories)
         for clip in (True, False)
     ]
     found = kept.all_of(cells, workers)
@@ -239,7 +90,7 @@ def table(cells: Sequence[Cell], found: dict[Cell, dict[str, Any]], seeds: int, 
     for cell, values in rows:
         behind = values[FIGURES[0]] - rows[0][1][FIGURES[0]]
         error = behind.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else np.nan
-        told = f"{cell.setting}, {_called(cell.clip)}"
+        told = f"{cell.setting}, {called(cell.clip)}"
         means = " | ".join(f"{values[name].mean():.3g}" for name in FIGURES)
         lines.append(f"| {cell.name} | {told} | {means} | {behind.mean():.2f} ± {error:.2f} |")
     return "\n".join(lines)
@@ -266,20 +117,20 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/peers"))
     parser.add_argument("--steps", type=int, nargs="+", default=list(BUDGETS))
     parser.add_argument("--only", nargs="+", default=None, help="names of samplers")
+    parser.add_argument("--trajectories", nargs="+", default=list(TRAJECTORIES), help="of our own samplers")
+    parser.add_argument("--draws", type=int, default=300, help="of moments and data term, which some of ours need")
     parser.add_argument("--screen", type=int, default=500)
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    from benchmarks.diffusers_peers import PEERS
-
     names = options.only or [*PEERS, *OURS]
     if unknown := set(names) - {*PEERS, *OURS}:
         parser.error(f"{sorted(unknown)} unknown; known: {', '.join([*PEERS, *OURS])}")
     describe("Samplers in few steps, ours and diffusers'")
-    prepare(options.workdir, options.steps, V3 in names)
+    prepare(options.workdir, options.steps, options.trajectories, options.draws, V3 in names)
     kept = Kept(options.workdir / "cells.jsonl")
-    best = chosen(kept, names, options.steps, options.screen, options.workers)
+    best = chosen(kept, names, options.steps, options.trajectories, options.screen, options.workers)
     wanted = [Cell(**{**asdict(c), "seed": s, "samples": options.samples}) for c in best for s in range(options.seeds)]
     found = kept.all_of(wanted, options.workers)
     print(f"\n{options.samples} samples x {options.seeds} seeds; Frechet distances, energy distance\n")

@@ -67,11 +67,15 @@ SHORTER = {
         *["--config.grid.rules=('small',)", "--config.grid.etas=(1.0,)", "--config.grid.trajectories=('even',)"],
     ],
     "benchmarks.estimators": ["--draws=300", "--dense=4"],
+    "benchmarks.jumps": ["--samples=20", "--seeds=2", "--steps=5", "--trajectories=even"],
     "benchmarks.langevin": ["--chains=20"],
     "benchmarks.heads_exact": ["--iterations=3", "--draws=100"],
     "benchmarks.head_step": ["--batch=8", "--steps=1", "--repeats=2"],
     "benchmarks.overhead": ["--batch=8", "--steps=2", "--repeats=2"],
-    "benchmarks.peers": ["--steps=3", "--screen=40", "--samples=40", "--seeds=2", "--only", "DDIM", "adpm UniPC"],
+    "benchmarks.peers": [
+        *["--steps=3", "--screen=40", "--samples=40", "--seeds=2", "--draws=12", "--trajectories=even", "--only"],
+        *["DDIM", "adpm UniPC"],
+    ],
     "benchmarks.planning": ["--quick"],
 }
 
@@ -85,7 +89,6 @@ def _few_moments(path: str) -> tuple[ConfigDict, House]:
 SMALLER: dict[str, dict[str, Any]] = {
     "benchmarks.digits_bits": {"BUDGETS": (3, 5, 25), "load_config": _few_moments},
     "benchmarks.langevin": {"STEPS": 5},
-    "benchmarks.peers": {"TRAJECTORIES": ("even",), "DRAWS": 12, "TIMES": 8},
     "benchmarks.compare_kills": {"MAIN": UNPAINTED},
 }
 
@@ -94,6 +97,7 @@ WITH_WORKDIR = (
     "benchmarks.compare_kills",
     "benchmarks.digits_bits",
     "benchmarks.heads_exact",
+    "benchmarks.jumps",
     "benchmarks.peers",
 )
 FEW_DRAWS = ["--config.moments.draws=12", "--config.moments.times=12"]

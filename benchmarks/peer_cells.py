@@ -1,0 +1,159 @@
+"""The cells of the peers' table: samples of one sampler in one of its settings, and their distances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import adpm
+from adpm.ems import EMS
+from adpm.measured import Plan
+from adpm.noise import KeyedNoise
+from adpm.paths import Path as Times
+from adpm.run.metrics import FEATURES, FrechetDistance, energy_distance
+from adpm.sampler import keyed
+from benchmarks import diffusers_peers
+
+CONFIG = "configs/digits.py"
+TIMES = 100  # of the moments
+NODES, STATISTICS_DRAWS = 60, 1000  # of the statistics of DPM-Solver-v3
+FIGURES = ("features, test", "features, train", "pixels, test", "pixels, train", "energy, test")
+
+V3 = "adpm DPM-Solver-v3"
+OURS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
+    "adpm DDIM": ({"rule": "small", "eta": 0.0}, ({},)),
+    "adpm analytic, eta 1": ({"rule": "analytic", "eta": 1.0}, ({},)),
+    "adpm DPM-Solver++": ({"solver": "dpmpp"}, ({"order": 2}, {"order": 3})),
+    "adpm DPM-Solver++ SDE": ({"solver": "dpmpp_sde", "eta": 1.0}, ({"order": 2},)),
+    "adpm UniPC": ({"solver": "unipc"}, ({"order": 2}, {"order": 3})),
+    "adpm DEIS": ({"solver": "deis"}, ({"order": 2}, {"order": 3})),
+    "adpm iPNDM": ({"solver": "ipndm"}, ({"order": 2}, {"order": 3})),
+    "adpm SA-Solver, eta 0.5": ({"solver": "sa", "eta": 0.5}, ({"order": 2},)),
+    V3: ({"solver": "dpm_solver_v3"}, ({"order": 2}, {"order": 3})),
+}
+"""Name -> what is given to Model.sample, and the options that are tried."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Samples to be judged: a sampler, one of its settings in words, whether x0 is clipped, K, seed and number."""
+
+    name: str
+    setting: str
+    clip: bool
+    steps: int
+    seed: int
+    samples: int
+
+
+def settings(name: str, steps: int, trajectories: Sequence[str]) -> Iterator[str]:
+    """The settings of a sampler, in words."""
+    if name not in OURS:
+        yield from (told for told, _ in diffusers_peers.settings(name))
+        return
+    for trajectory in trajectories:
+        for options in OURS[name][1]:
+            if options.get("order", 1) <= steps:
+                yield trajectory + "".join(f", {key} {value}" for key, value in options.items())
+
+
+@cache
+def model_of(clip: bool, workdir: Path) -> adpm.Model:
+    return adpm.load(CONFIG, workdir=workdir / f"model-{called(clip)}", denoiser__clip=clip)
+
+
+def called(clip: bool) -> str:
+    return "clipped" if clip else "free"
+
+
+@cache
+def judges(workdir: Path) -> dict[str, Any]:
+    """Figure -> images in [-1, 1] -> distance."""
+    images = {split: model_of(True, workdir).images[split] for split in ("test", "train")}
+    shape = tuple(images["test"].shape[1:])
+    spaces = {"features": "digits", "pixels": "pixels"}
+    out: dict[str, Any] = {
+        f"{title}, {split}": FrechetDistance(FEATURES[kind].build(shape), images[split])
+        for title, kind in spaces.items()
+        for split in images
+    }
+    return {**out, "energy, test": lambda drawn: energy_distance(drawn, images["test"])}
+
+
+def figures(images: Tensor, workdir: Path) -> dict[str, float]:
+    limited = images.clamp(-1.0, 1.0)
+    return {name: float(judges(workdir)[name](limited)) for name in FIGURES}
+
+
+@torch.inference_mode()
+def measured(cell: Cell, workdir: Path) -> tuple[Cell, dict[str, Any]]:
+    """A cell with its figures, or with what went wrong."""
+    torch.set_num_threads(1)
+    try:
+        drawn = _ours(cell, workdir) if cell.name in OURS else _peer(cell, workdir)
+        if not bool(torch.isfinite(drawn).all()):
+            return cell, {"failed": "not finite"}
+        return cell, figures(drawn, workdir)
+    except (adpm.UserError, ValueError, IndexError, AssertionError, RuntimeError, NotImplementedError) as error:
+        return cell, {"failed": str(error).split("\n")[0][:200]}
+
+
+def _ours(cell: Cell, workdir: Path) -> Tensor:
+    model, (given, tried) = model_of(cell.clip, workdir), OURS[cell.name]
+    trajectory, *_ = cell.setting.split(", ")
+    options = next(o for o in tried if cell.setting == ", ".join([trajectory, *(f"{k} {v}" for k, v in o.items())]))
+    path = np.load(plan_file(workdir, cell.clip, trajectory, cell.steps))
+    moments = adpm.Moments.load(moments_file(workdir, cell.clip), model.process)
+    plan = Plan(Times(path, model.process.times[path], None), moments)
+    file = statistics_file(workdir)
+    known = {"statistics": EMS.load(file)} if file.is_file() else {}
+    return model.sample(plan, n=cell.samples, seed=cell.seed, batch_size=500, **given, **options, **known)
+
+
+def _peer(cell: Cell, workdir: Path) -> Tensor:
+    model = model_of(cell.clip, workdir)
+    options = dict(diffusers_peers.settings(cell.name))[cell.setting]
+    shape, parts = tuple(model.images["test"].shape[1:]), []
+    for numbers in torch.arange(cell.samples).split(500):
+        noise = keyed(KeyedNoise(cell.seed, "sample"), numbers, shape)
+        parts.append(diffusers_peers.draw(cell.name, options, model.denoise, model.process, cell.steps, noise))
+    return torch.cat(parts)
+
+
+# What our samplers need first
+
+
+def moments_file(workdir: Path, clip: bool) -> Path:
+    return workdir / f"moments-{called(clip)}.npz"
+
+
+def plan_file(workdir: Path, clip: bool, trajectory: str, steps: int) -> Path:
+    return workdir / "plans" / f"{trajectory}-{called(clip)}-K{steps}.npy"
+
+
+def statistics_file(workdir: Path) -> Path:
+    return workdir / "statistics.npz"
+
+
+def prepare(workdir: Path, budgets: Sequence[int], trajectories: Sequence[str], draws: int, statistics: bool) -> None:
+    """Moments, paths and DPM-Solver-v3's statistics, each measured once."""
+    (workdir / "plans").mkdir(parents=True, exist_ok=True)
+    if statistics and not statistics_file(workdir).is_file():
+        model_of(False, workdir).measure_statistics(nodes=NODES, draws=STATISTICS_DRAWS).save(statistics_file(workdir))
+    for clip in (True, False):
+        model, file = model_of(clip, workdir), moments_file(workdir, clip)
+        if not file.is_file():
+            model.measure(draws=draws, times=TIMES).save(file)
+        moments = adpm.Moments.load(file, model.process)
+        for steps in budgets:
+            for trajectory in trajectories:
+                made = plan_file(workdir, clip, trajectory, steps)
+                if not made.is_file():
+                    np.save(made, model.plan(moments, steps, trajectory, draws=draws).path.indices)
