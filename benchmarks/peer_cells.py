@@ -43,7 +43,7 @@ OURS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """Samples to be judged: a sampler, one of its settings in words, whether x0 is clipped, K, seed and number."""
+    """Samples to be judged: a sampler, its setting in words, whether x0 is clipped, K, seed, how many, by what."""
 
     name: str
     setting: str
@@ -51,6 +51,7 @@ class Cell:
     steps: int
     seed: int
     samples: int
+    figures: tuple[str, ...]
 
 
 def settings(name: str, steps: int, trajectories: Sequence[str]) -> Iterator[str]:
@@ -87,9 +88,9 @@ def judges(workdir: Path) -> dict[str, Any]:
     return {**out, "energy, test": lambda drawn: energy_distance(drawn, images["test"])}
 
 
-def figures(images: Tensor, workdir: Path) -> dict[str, float]:
+def figures(images: Tensor, names: Sequence[str], workdir: Path) -> dict[str, float]:
     limited = images.clamp(-1.0, 1.0)
-    return {name: float(judges(workdir)[name](limited)) for name in FIGURES}
+    return {name: float(judges(workdir)[name](limited)) for name in names}
 
 
 @torch.inference_mode()
@@ -100,7 +101,7 @@ def measured(cell: Cell, workdir: Path) -> tuple[Cell, dict[str, Any]]:
         drawn = _ours(cell, workdir) if cell.name in OURS else _peer(cell, workdir)
         if not bool(torch.isfinite(drawn).all()):
             return cell, {"failed": "not finite"}
-        return cell, figures(drawn, workdir)
+        return cell, figures(drawn, cell.figures, workdir)
     except (adpm.UserError, ValueError, IndexError, AssertionError, RuntimeError, NotImplementedError) as error:
         return cell, {"failed": str(error).split("\n")[0][:200]}
 

@@ -1,9 +1,10 @@
 """Samplers in few steps, ours and diffusers', with the same network and the same noise: which is best, at its best?
 
 For every number of network calls K each sampler is first screened: all of its time grids, orders and both ways of
-clipping x0, with --screen samples of one seed, judged by the Frechet distance to the test images. The best setting is
-then measured with --samples samples of --seeds other seeds. Differences to the best sampler of a K are taken seed by
-seed, because all share their noise; their error is that of the mean over seeds.
+clipping x0, with --screen samples of one seed, judged by the Frechet distance to the test images. The best setting, if
+it is no further than --within times the best of its K, is then measured with --samples samples of --seeds other seeds.
+Differences to the best sampler of a K are taken seed by seed, because all share their noise; their error is that of the
+mean over seeds.
 
     python -m benchmarks.peers --workdir=runs/peers [--workers=2] [--steps 5 10] [--only DDIM UniPC]
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Kept:
         if path.is_file():
             for line in path.read_text().splitlines():
                 entry = json.loads(line)
-                self._known[Cell(**entry["cell"])] = entry["figures"]
+                self._known[Cell(**{**entry["cell"], "figures": tuple(entry["cell"]["figures"])})] = entry["figures"]
 
     def all_of(self, cells: Sequence[Cell], workers: int) -> dict[Cell, dict[str, Any]]:
         todo = [cell for cell in cells if cell not in self._known]
@@ -56,10 +57,10 @@ class Kept:
 
 def chosen(
     kept: Kept, names: Sequence[str], budgets: Sequence[int], trajectories: Sequence[str], samples: int, workers: int
-) -> list[Cell]:
-    """The best setting of every sampler at every K, by screening."""
+) -> dict[Cell, float]:
+    """The best setting of every sampler at every K, by screening, with its distance."""
     cells = [
-        Cell(name, setting, clip, steps, SCREEN_SEED, samples)
+        Cell(name, setting, clip, steps, SCREEN_SEED, samples, FIGURES[:1])
         for steps in budgets
         for name in names
         for setting in settings(name, steps, trajectories)
@@ -75,14 +76,24 @@ def chosen(
     print(f"screened {len(cells)} settings with {samples} samples each; {len(failed)} failed")
     for name, setting, steps, why in sorted(failed):
         print(f"  {name}, {setting}, K = {steps}: {why}")
-    return list(best.values())
+    return {cell: float(found[cell][FIGURES[0]]) for cell in best.values()}
+
+
+def leading(best: Mapping[Cell, float], within: float) -> list[Cell]:
+    """Those no further than `within` times the least of their K; prints the others."""
+    least = {k: min(value for cell, value in best.items() if cell.steps == k) for k in {cell.steps for cell in best}}
+    for cell, value in sorted(best.items(), key=lambda item: (item[0].steps, item[1])):
+        if value > within * least[cell.steps]:
+            told = f"{cell.name} ({cell.setting}, {called(cell.clip)})"
+            print(f"  out at K = {cell.steps}: {told}: {value:.1f}, the best {least[cell.steps]:.1f}")
+    return [cell for cell, value in best.items() if value <= within * least[cell.steps]]
 
 
 def table(cells: Sequence[Cell], found: dict[Cell, dict[str, Any]], seeds: int, samples: int) -> str:
     """The samplers of one K, best first: every figure, and the paired difference of the first to the best."""
     rows = []
     for cell in cells:
-        own = [found[Cell(**{**asdict(cell), "seed": s, "samples": samples})] for s in range(seeds)]
+        own = [found[Cell(**{**asdict(cell), "seed": s, "samples": samples, "figures": FIGURES})] for s in range(seeds)]
         if all(FIGURES[0] in values for values in own):
             rows.append((cell, {name: np.array([values[name] for values in own]) for name in FIGURES}))
     rows.sort(key=lambda row: row[1][FIGURES[0]].mean())
@@ -99,9 +110,9 @@ def table(cells: Sequence[Cell], found: dict[Cell, dict[str, Any]], seeds: int, 
 def floor(samples: int, workdir: Path) -> str:
     """What real images score: training images against test images, and as many test images drawn again."""
     images = model_of(True, workdir).images
-    train = figures(images["train"], workdir)
+    train = figures(images["train"], FIGURES, workdir)
     again = torch.randint(len(images["test"]), (samples,), generator=torch.Generator().manual_seed(0))
-    drawn = figures(images["test"][again], workdir)
+    drawn = figures(images["test"][again], FIGURES, workdir)
     return "\n".join(
         [
             f"| real images | {' | '.join(FIGURES)} |",
@@ -120,6 +131,7 @@ def main() -> None:
     parser.add_argument("--trajectories", nargs="+", default=list(TRAJECTORIES), help="of our own samplers")
     parser.add_argument("--draws", type=int, default=300, help="of moments and data term, which some of ours need")
     parser.add_argument("--screen", type=int, default=500)
+    parser.add_argument("--within", type=float, default=1.5, help="times the least distance: who stays after screening")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
@@ -130,8 +142,13 @@ def main() -> None:
     describe("Samplers in few steps, ours and diffusers'")
     prepare(options.workdir, options.steps, options.trajectories, options.draws, V3 in names)
     kept = Kept(options.workdir / "cells.jsonl")
-    best = chosen(kept, names, options.steps, options.trajectories, options.screen, options.workers)
-    wanted = [Cell(**{**asdict(c), "seed": s, "samples": options.samples}) for c in best for s in range(options.seeds)]
+    screened = chosen(kept, names, options.steps, options.trajectories, options.screen, options.workers)
+    best = leading(screened, options.within)
+    wanted = [
+        Cell(**{**asdict(c), "seed": s, "samples": options.samples, "figures": FIGURES})
+        for c in best
+        for s in range(options.seeds)
+    ]
     found = kept.all_of(wanted, options.workers)
     print(f"\n{options.samples} samples x {options.seeds} seeds; Frechet distances, energy distance\n")
     print(floor(options.samples, options.workdir))

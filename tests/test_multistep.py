@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -90,13 +91,15 @@ PUBLISHED: dict[str, tuple[str, Options]] = {
     **{f"unipc{p}-{b}": ("unipc", {"order": p, "basis": b}) for p in (1, 2, 3) for b in ("bh1", "bh2")},
 }
 WORLD = ("vp", "edm")
-OUTPUTS = [(world, key) for world in WORLD for key in golden(f"multistep_{world}") if key.startswith("out_")]
+OUTPUTS = [
+    (world, key) for world in WORLD for key in golden(f"solvers_{world}") if re.match("out_(ddim|dpmpp|unipc)", key)
+]
 
 
 @cache
 def world(name: str) -> tuple[Process, Array, ideal.IdealDenoiser]:
     """(process, times of the stored grid from noise to data, exact denoiser)."""
-    stored = golden(f"multistep_{name}")
+    stored = golden(f"solvers_{name}")
     log_snr, vp = 2.0 * stored["lam_grid"], VP()
     times = np.minimum(vp.time_of(log_snr), 1.0) if name == "vp" else np.exp(-0.5 * log_snr)
     process: Process = vp if name == "vp" else Edm(np.append(0.0, times[::-1]))
@@ -105,7 +108,7 @@ def world(name: str) -> tuple[Process, Array, ideal.IdealDenoiser]:
 
 
 def published(name: str, method: str, steps: int) -> tuple[Tensor, Counted]:
-    stored, (process, times, denoise) = golden(f"multistep_{name}"), world(name)
+    stored, (process, times, denoise) = golden(f"solvers_{name}"), world(name)
     path, counted = times[stored[f"idx_logSNR_{steps}"]][::-1], Counted(denoise)
     solver = made(PUBLISHED[method][0], process, path, PUBLISHED[method][1])
     return ends_at(solver, counted, torch.as_tensor(stored["xT"])), counted
@@ -120,13 +123,13 @@ def test_published_outputs(name: str, key: str) -> None:
     """To rounding, with one network call a step."""
     _, method, steps = key.split("_")
     found, counted = published(name, method, int(steps))
-    np.testing.assert_allclose(found.numpy(), golden(f"multistep_{name}")[key], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(found.numpy(), golden(f"solvers_{name}")[key], rtol=0, atol=1e-10)
     assert counted.calls == int(steps)
 
 
 def test_errors_of_the_released_and_the_corrected_third_order() -> None:
     """Neither wins with few calls: root mean squares against the exact flow, at 8 calls."""
-    exact = golden("multistep_vp")["x_exact"]
+    exact = golden("solvers_vp")["x_exact"]
     errors = [np.sqrt(np.mean((published("vp", f"dpmpp3m-{c}", 8)[0].numpy() - exact) ** 2)) for c in THIRDS]
     np.testing.assert_allclose(errors, [0.102, 0.120], atol=5e-4)
 
@@ -405,7 +408,7 @@ def test_messages() -> None:
 def test_karras_paths_of_the_published_grids(steps: int) -> None:
     """The stored node numbers count from the noise, the ones of the path from the data; 121 nodes."""
     process = world("edm")[0]
-    stored = golden("multistep_edm")
+    stored = golden("solvers_edm")
     for name in ("karras", "log_snr"):
         key = {"karras": "edm", "log_snr": "logSNR"}[name]
         path = trajectory(name, Request(process, steps + 1))
@@ -485,7 +488,7 @@ SLOPES = [
 @pytest.mark.parametrize(("member", "options"), SLOPES)
 def test_slopes_down_to_the_data(member: str, options: Options) -> None:
     """Over the whole stored path of VP, where steps of one length in log-SNR meet every kind of state."""
-    stored, (process, times, denoise) = golden("multistep_vp"), world("vp")
+    stored, (process, times, denoise) = golden("solvers_vp"), world("vp")
     errors = []
     for steps in (320, 640):
         path = even_in_log_snr(process, steps, float(times[-1]))  # type: ignore[arg-type]
