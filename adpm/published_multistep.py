@@ -98,6 +98,7 @@ def sa(
     corrects: bool = True,
     noise_low: float | None = None,
     noise_high: float | None = None,
+    final_order: str = "short",
 ) -> Multistep:
     """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams predictor and corrector for x0, exact in lambda.
 
@@ -106,6 +107,7 @@ def sa(
         order: predictions in the predictor, 1 to 4; the corrector has one more.
         corrects: whether there is a corrector.
         noise_low, noise_high: noise is added in steps that start at a sigma/alpha between; None: no limit.
+        final_order: a key of FINAL_ORDERS.
 
     Raises:
         UserError: if there is nothing between, or as Multistep.
@@ -115,7 +117,8 @@ def sa(
         raise UserError("`noise_low` and `noise_high` are about noise, and there is none with `eta` = 0; unset them.")
     if noisy[0] >= noisy[1]:
         raise UserError(f"`noise_low` = {noise_low} must lie below `noise_high` = {noise_high}.")
-    scheme = Scheme(order, order + corrects, exact, exact if corrects else None)
+    final = built(FINAL_ORDERS, final_order, "`final_order`")
+    scheme = Scheme(order, order + corrects, exact, exact if corrects else None, final=final)
     return Multistep(process, times, scheme, eta, noisy)
 
 
@@ -196,6 +199,7 @@ SOLVERS: dict[str, Kind] = {
             "corrects": Field(True, "correct each state with the prediction made at it"),
             "noise_low": Field(None, "sigma/alpha below which steps add no noise; unset = 0", type=float, low=0),
             "noise_high": Field(None, "sigma/alpha above which steps add no noise; unset = none", type=float, above=0),
+            "final_order": _final("short"),
         },
         reads=("sampling.eta",),
     ),

@@ -78,6 +78,14 @@ def test_cells_that_cannot_exist_are_named_and_the_rest_stays(tmp_path):
     }
 
 
+def test_a_solver_with_a_history_is_run_with_the_steps_that_it_can_do(tmp_path):
+    """UniPC of order 3 has no path of 2 steps, and is there with 3."""
+    grid = Grid(toy(("vp",), solvers=("unipc",), trajectories=("even",), steps=(2, 3)), tmp_path, house())
+    assert list(grid.plan[0].values()) == [(3,)]
+    (skipped,) = grid.plan[1]
+    assert skipped.steps == (2,) and "config.sampling.order = 3 needs a path of at least as many steps" in skipped.why
+
+
 def test_a_plan_that_cannot_be_priced_is_known_before_anything_is_measured(tmp_path):
     config = toy(("discrete",), etas=(1.0, 0.0), trajectories=("least_cost",), rules=("small", "analytic"))
     config.trajectory.cost = "measured"

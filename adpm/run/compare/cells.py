@@ -81,7 +81,7 @@ class Cells:
 
     @cache  # noqa: B019  (a grid lives as long as the command)
     def _of_method(self, method: Method) -> dict[str, Any]:
-        session = self.grid.session(method, self.grid.steps[0])
+        session = self.grid.session(method, self.grid.plan[0][method][0])
         table, families = session.house.table, session.house.families
         bound = [("likelihood", families["likelihood"]["bound"])] if self.grid.has_bound(method) else []
         fields: dict[str, Any] = {}

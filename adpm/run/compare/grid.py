@@ -76,19 +76,15 @@ class Grid:
         possible: dict[Method, tuple[int, ...]] = {}
         skipped: list[Skipped] = []
         for method in self.all_methods():
-            try:
-                self.session(method, self.steps[0])
-            except UserError as error:
-                skipped.append(Skipped(method, str(error), self.steps))
-                continue
-            without = list(self._without_path(method))
+            without = list(self._impossible(method))
             skipped += without
             left = tuple(k for k in self.steps if all(k not in s.steps for s in without))
             if left:
                 possible[method] = left
         return possible, skipped
 
-    def _without_path(self, method: Method) -> Iterator[Skipped]:
+    def _impossible(self, method: Method) -> Iterator[Skipped]:
+        """The numbers of steps that a method cannot be run with, by reason."""
         why: dict[str, tuple[int, ...]] = {}
         for steps in self.steps:
             try:
