@@ -203,7 +203,7 @@ class Model(Subject):
 
         Args:
             plan: from `plan`.
-            rule: the variance of a step, a name or a rule; solvers that bring their own noise use none.
+            rule: the variance of a step, a name or a rule; some solvers have none.
             n: how many.
             shape: of a sample; that of the data that moments were measured on unless given.
             seed: of the noise.

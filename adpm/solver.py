@@ -84,7 +84,7 @@ class SolverFacts:
     """What may be asked of a solver without building it.
 
     Attributes:
-        uses_rule: whether the variance rule is its covariance, given as `rule`; else it brings its own noise.
+        uses_rule: whether the variance rule is its covariance, given as `rule`; else it has none, or noise of its own.
         uses_eta: whether eta is a choice, given as `eta`; else it is part of the solver.
         needs_sde: whether it wants a process with drift and diffusion.
         uses_path: whether it wants to know the whole path from the start, given as `times` [K+1].

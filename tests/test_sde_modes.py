@@ -206,7 +206,7 @@ def test_what_a_solver_has_no_use_for_is_said_and_left_out(tmp_path, capsys):
         assert go(work, "toy_sde.py:ve", "sample", *options, f"--config.sampling.solver={solver}") == 0
         told = capsys.readouterr().out
         assert (
-            f"solver '{solver}' brings its own noise: its steps make no use of config.rule" in told
+            f"solver '{solver}' has no variance rule: its steps make no use of config.rule" in told
             and "no moments" not in told
         )
         assert ("config.sampling.eta" in told) == ("eta" in unused)

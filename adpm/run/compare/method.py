@@ -11,7 +11,7 @@ class Method:
 
     Attributes:
         formulation: name of the model.
-        rule: variance rule; None where the solver brings its own noise.
+        rule: variance rule; None where the solver has none.
         trajectory: how the steps are chosen.
         solver: how a step is taken.
         eta: 1 = DDPM, 0 = DDIM; None where the solver leaves no choice.

@@ -26,7 +26,7 @@ def _unused(session: Session) -> str:
     facts, name = session.kind("sampling.solver").facts, session.config.sampling.solver
     parts = {"config.rule": facts.uses_rule, "config.sampling.eta": facts.uses_eta}
     fields = [field for field, used in parts.items() if not used]
-    return f"solver '{name}' brings its own noise: its steps make no use of {' and '.join(fields)}." if fields else ""
+    return f"solver '{name}' has no variance rule: its steps make no use of {' and '.join(fields)}." if fields else ""
 
 
 def _report(session: Session, drawn: Samples) -> None:
