@@ -23,8 +23,16 @@ from benchmarks import diffusers_peers
 
 CONFIG = "configs/digits.py"
 TIMES = 100  # of the moments
+
+PATHS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in ("even", "stride", "power2", "log_snr", "karras", "least_cost")},
+    "log_snr to 4": ("log_snr", {"log_snr_max": 4.0}),
+    "karras to 4": ("karras", {"log_snr_max": 4.0}),
+}
+"""Name -> trajectory and its options; to log-SNR 4 is as early as diffusers' leading times end for K = 10."""
+
 NODES, STATISTICS_DRAWS = 60, 1000  # of the statistics of DPM-Solver-v3
-FIGURES = ("features, test", "features, train", "pixels, test", "pixels, train", "energy, test")
+FIGURES = ("features, train", "features, test", "pixels, train", "pixels, test", "energy, test")
 
 V3 = "adpm DPM-Solver-v3"
 OURS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
@@ -143,6 +151,11 @@ def statistics_file(workdir: Path) -> Path:
     return workdir / "statistics.npz"
 
 
+def _indices(model: adpm.Model, moments: adpm.Moments, steps: int, name: str, draws: int) -> np.ndarray:
+    trajectory, options = PATHS[name]
+    return model.plan(moments, steps, trajectory, draws=draws, **options).path.indices
+
+
 def prepare(workdir: Path, budgets: Sequence[int], trajectories: Sequence[str], draws: int, statistics: bool) -> None:
     """Moments, paths and DPM-Solver-v3's statistics, each measured once."""
     (workdir / "plans").mkdir(parents=True, exist_ok=True)
@@ -157,4 +170,4 @@ def prepare(workdir: Path, budgets: Sequence[int], trajectories: Sequence[str], 
             for trajectory in trajectories:
                 made = plan_file(workdir, clip, trajectory, steps)
                 if not made.is_file():
-                    np.save(made, model.plan(moments, steps, trajectory, draws=draws).path.indices)
+                    np.save(made, _indices(model, moments, steps, trajectory, draws))

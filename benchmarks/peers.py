@@ -1,7 +1,8 @@
 """Samplers in few steps, ours and diffusers', with the same network and the same noise: which is best, at its best?
 
 For every number of network calls K each sampler is first screened: all of its time grids, orders and both ways of
-clipping x0, with --screen samples of one seed, judged by the Frechet distance to the test images. The best setting, if
+clipping x0, with --screen samples of one seed, judged by the Frechet distance to the training images (the classifier
+whose features they are knows these best, so that they score 26 against the test images). The best setting, if
 it is no further than --within times the best of its K, is then measured with --samples samples of --seeds other seeds.
 Differences to the best sampler of a K are taken seed by seed, because all share their noise; their error is that of the
 mean over seeds.
@@ -25,11 +26,10 @@ import torch
 from joblib import Parallel, delayed
 
 from benchmarks.diffusers_peers import PEERS
-from benchmarks.peer_cells import FIGURES, OURS, V3, Cell, called, figures, measured, model_of, prepare, settings
+from benchmarks.peer_cells import FIGURES, OURS, PATHS, V3, Cell, called, figures, measured, model_of, prepare, settings
 from benchmarks.protocol import describe
 
 BUDGETS = (3, 5, 7, 10, 15, 25)
-TRAJECTORIES = ("even", "power2", "log_snr", "karras", "least_cost")
 SCREEN_SEED = 1000
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/peers"))
     parser.add_argument("--steps", type=int, nargs="+", default=list(BUDGETS))
     parser.add_argument("--only", nargs="+", default=None, help="names of samplers")
-    parser.add_argument("--trajectories", nargs="+", default=list(TRAJECTORIES), help="of our own samplers")
+    parser.add_argument("--trajectories", nargs="+", default=list(PATHS), choices=PATHS, help="of ours")
     parser.add_argument("--draws", type=int, default=300, help="of moments and data term, which some of ours need")
     parser.add_argument("--screen", type=int, default=500)
     parser.add_argument("--within", type=float, default=1.5, help="times the least distance: who stays after screening")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,46 @@ def test_the_description_tells_every_field_once():
         start = lines.index(f"config.{section}" if section else "config")
         block = lines[start + 1 : next((i for i in range(start + 1, len(lines)) if not lines[i].strip()), len(lines))]
         assert sum(line.startswith(f"  {key} = ") for line in block) == 1, name
+
+
+def test_the_betas_in_a_file_are_part_of_all_figures(tmp_path):
+    """Its name is that of another schedule after it was written again."""
+    config, _ = load_config("configs/toy.py")
+    found = []
+    for last in (0.02, 0.03):
+        np.save(tmp_path / "betas.npy", np.linspace(1e-4, last, 1000))
+        TABLE.update(config, {"process.name": "custom", "process.betas_file": str(tmp_path / "betas.npy")})
+        made = Session.make(config, tmp_path / "run", HOUSE)
+        path = Steps(np.array([0, 1, 1000]), made.process.times[[0, 1, -1]])
+        found.append({moments_key(made), digest(data_row_key(made)), digest(sampler_key(made, path))})
+    assert not found[0] & found[1]
+
+
+def test_a_head_is_part_of_what_is_made_with_it(tmp_path):
+    found = []
+    for head in ({"weights": "one"}, {"weights": "other"}):
+        made = session(tmp_path, {})
+        made.__dict__["model"] = replace(made.trunk, head=head)
+        found.append(keys(made))
+    assert {key for key in found[0] if found[0][key] != found[1][key]} == {"costs", "samples", "bound"}
+
+
+def test_a_decoder_that_needs_moments_brings_them_into_the_keys(tmp_path):
+    """With a rule that needs none; moments of other draws are other moments."""
+    changed = {}
+    for decoder in ("optimal", "published"):
+        fields = {"rule.name": "small", "likelihood.decoder": decoder}
+        a, b = (keys(session(tmp_path / decoder, {**fields, **more})) for more in ({}, {"moments.times": 7}))
+        changed[decoder] = {key for key in a if a[key] != b[key]}
+    assert changed["optimal"] - changed["published"] == {"costs", "bound", "flow"}
+
+
+def test_rules_of_a_session_are_told_what_no_variance_of_a_state_exceeds(tmp_path, monkeypatch):
+    """((b - a)/2)^2 of the data's range."""
+    told = []
+    small = HOUSE.families["rule"]["small"]
+    spy = replace(small, build=lambda needs: told.append(needs.state_bound) or small.build(needs))
+    monkeypatch.setitem(HOUSE.families["rule"], "small", spy)
+    made = session(tmp_path, {"rule.name": "small"})
+    made.rule(lambda estimator: lambda t: t, made.process.times[:2])
+    assert (made.data.low, made.data.high) == (-2.0, 2.0) and set(told) == {4.0}
