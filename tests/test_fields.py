@@ -155,6 +155,15 @@ def test_what_a_network_is_called_with_is_part_of_it_and_of_its_figures(name, va
     assert changed == {"model", "weights", "training"}
 
 
+def test_limits_of_x0_are_part_of_figures_and_of_heads_and_of_no_weights():
+    parts = []
+    for clip in (False, True):
+        config, _ = load_config("configs/toy_sde.py", "vp")
+        TABLE.update(config, {**FULL, "denoiser.name": "network", "denoiser.clip": clip})
+        parts.append({product: TABLE.part(config, product) for product in ("weights", "training", "model", "head")})
+    assert {product for product in parts[0] if parts[0][product] != parts[1][product]} == {"model", "head"}
+
+
 def test_every_field_that_is_read_there_is_in_the_list(tmp_path):
     """But for the data set and the denoiser, whose members bring others along, and what only some members have."""
     read = {item.name for item in TABLE.walk(session(tmp_path, {}).config, [n for n in TABLE.names if "." not in n])}
