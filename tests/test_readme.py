@@ -73,8 +73,8 @@ SHORTER = {
     "benchmarks.head_step": ["--batch=8", "--steps=1", "--repeats=2"],
     "benchmarks.overhead": ["--batch=8", "--steps=2", "--repeats=2"],
     "benchmarks.peers": [
-        *["--steps=3", "--screen=40", "--samples=40", "--seeds=2", "--draws=12", "--trajectories=even", "--only"],
-        *["DDIM", "adpm UniPC"],
+        *["--steps=3", "--screen=40", "--samples=40", "--seeds=2", "--draws=12", "--trajectories=even"],
+        *["--workers=1", "--only", "DDIM", "adpm UniPC"],
     ],
     "benchmarks.planning": ["--quick"],
 }
