@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adpm.errors import UserError
-from adpm.moments import leaves
+from adpm.moments import unlike
 from adpm.process import Array, Process
 from adpm.reading import plain_file, read_npz
 
@@ -138,10 +138,7 @@ class EMS:
         Raises:
             UserError: naming the differing entries.
         """
-        there, now = (leaves(json.loads(json.dumps(dict(p)))) for p in (self.provenance, provenance))
-        changed = [k for k in sorted(now) if now[k] != there.get(k)]
-        if changed:
-            told = "; ".join(f"{k}: {there.get(k)!r} there, {now[k]!r} now" for k in changed[:4])
+        if told := unlike(self.provenance, provenance):
             raise UserError(
                 f"statistics file '{path}' belongs to something else ({told}); name another in `ems_file`, or none to "
                 "measure them."

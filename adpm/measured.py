@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any
 
@@ -122,10 +122,6 @@ class Plan:
             return self.again(last)
 
         return after(start, process, self.path, again).times
-
-    def with_moments(self, moments: Moments) -> Plan:
-        """The same times with other moments."""
-        return replace(self, moments=moments)
 
     def __str__(self) -> str:
         return str(self.path)

@@ -192,10 +192,7 @@ class MomentTable:
         Raises:
             UserError: naming the differing entries.
         """
-        there, now = (leaves(json.loads(json.dumps(dict(p)))) for p in (self.provenance, provenance))
-        changed = [k for k in sorted(now) if now[k] != there.get(k)]
-        if changed:
-            told = "; ".join(f"{k}: {there.get(k)!r} there, {now[k]!r} now" for k in changed[:4])
+        if told := unlike(self.provenance, provenance):
             raise UserError(
                 f"moments file '{path}' belongs to something else ({told}); "
                 "remove it to measure again, or name another in `moments.file`."
@@ -238,6 +235,13 @@ def implausible(table: MomentTable, process: Process) -> str:
         f"{estimate.errors[i]:.1g}, above sigma^2/alpha^2 = {bound[i]:.3g}, which predicting no noise at all has: what "
         "it predicts, its time label, its process or the range of its data is not as said, or it is not trained"
     )
+
+
+def unlike(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The entries of a provenance that differ from what is asked for, told in a few words; "" if none does."""
+    old, new = (leaves(json.loads(json.dumps(dict(p)))) for p in (there, now))
+    changed = [k for k in sorted(new) if new[k] != old.get(k)]
+    return "; ".join(f"{k}: {old.get(k)!r} there, {new[k]!r} now" for k in changed[:4])
 
 
 def leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

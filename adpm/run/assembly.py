@@ -253,7 +253,7 @@ class Session(Problem):
         """
         rule = partial(self.rule, variance_of, times, data_variance)
         facts = self.kind("sampling.solver").facts
-        protocol = facts.given(times, self.config.sampling.eta, rule, self.statistics)
+        protocol = facts.given(times, self.config.sampling.eta, rule, lambda: self.statistics)
         solver = self.build("sampling.solver", self.process, protocol=protocol)
         corrected = self.config.sampling.corrector is not None
         return self.build("sampling.corrector", solver, self.process) if corrected else solver
@@ -265,16 +265,11 @@ class Session(Problem):
             "sampling.start", StartNeeds(self.process, lambda: self.data.shape, lambda: self.source("train"))
         )
 
-    def statistics(self) -> Any:
-        """What the solver needs to know of the network; measured on first use where that is missing, and kept."""
-        name = self.kind("sampling.solver").facts.statistics
-        if name and name not in self._statistics:
-            self._statistics[name] = self.house.families["statistics"][name].build(self)
-        return self._statistics.get(name)
-
     @cached_property
-    def _statistics(self) -> dict[str, Any]:
-        return {}
+    def statistics(self) -> Any:
+        """What the solver needs to know of the network, measured where it is missing and kept; None if nothing."""
+        name = self.kind("sampling.solver").facts.statistics
+        return self.house.families["statistics"][name].build(self) if name else None
 
     def decoder(self, variance_of: VarianceOf, name: str = "") -> Decoder:
         """The variance of the last step, the config's own or that of another name."""

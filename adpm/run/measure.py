@@ -4,7 +4,6 @@ so, and kept by key in a cache that workdirs share."""
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from adpm.process import Array
 from adpm.progress import Arrays, Keep, say
 from adpm.run.assembly import Session, VarianceOf
 from adpm.run.naming import naming
-from adpm.run.store import Parts, digest, parts_of, record, write_whole
+from adpm.run.store import Parts, digest, kept, parts_of, record
 from adpm.run.weights import exact_digest
 
 
@@ -51,25 +50,22 @@ def moments_for(session: Session) -> MomentTable:
             _require(session, table, Path(section.file))
             return table
         path = moments_path(session)
-        if path.is_file():
-            try:
-                return MomentTable.load(path)
-            except UserError as error:
-                say(f"{error} Measuring them again.")
-        say(f"no moments at '{path}': measuring them ({session.trunk.source}).")
-        measured = session.front.measure(
-            session.source("train"),
-            section.draws,
-            section.times,
-            seed=session.config.seed,
-            batch_size=section.batch_size,
-            keep=Parts(parts_of(path)),
-            provenance=moment_provenance(session),
-        )
+        return kept(path, "moments", MomentTable.load, lambda: _measured(session, path), lambda table: table.save)
+
+
+def _measured(session: Session, path: Path) -> MomentTable:
+    section = session.config.moments
+    say(f"no moments at '{path}': measuring them ({session.trunk.source}).")
+    measured = session.front.measure(
+        session.source("train"),
+        section.draws,
+        section.times,
+        seed=session.config.seed,
+        batch_size=section.batch_size,
+        keep=Parts(parts_of(path)),
+        provenance=moment_provenance(session),
+    )
     _check_plausible(session, measured.table)
-    write_whole(path, measured.table.save)
-    shutil.rmtree(parts_of(path), ignore_errors=True)
-    say(f"moments: {path}")
     return measured.table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ import numpy as np
 
 from adpm.derivative import DERIVATIVES
 from adpm.ems import EMS
-from adpm.errors import UserError
 from adpm.progress import say
 from adpm.run.assembly import Session
 from adpm.run.measure import cache
 from adpm.run.naming import naming
-from adpm.run.store import Parts, digest, parts_of, write_whole
+from adpm.run.store import Parts, digest, kept, parts_of
 
 CHOICE = "ems"
 """The member of the family `statistics` whose options these are."""
@@ -35,16 +33,7 @@ def ems_for(session: Session) -> EMS:
             ems.require(session.identity, Path(named))
             return ems
         path = ems_path(session)
-        if path.is_file():
-            try:
-                return EMS.load(path)
-            except UserError as error:
-                say(f"{error} Measuring them again.")
-        ems = _measured(session, path)
-    write_whole(path, ems.save)
-    shutil.rmtree(parts_of(path), ignore_errors=True)
-    say(f"statistics:  {path}")
-    return ems
+        return kept(path, "statistics", EMS.load, lambda: _measured(session, path), lambda ems: ems.save)
 
 
 def _measured(session: Session, path: Path) -> EMS:

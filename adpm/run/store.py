@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from adpm.errors import UserError
 from adpm.progress import Arrays, Keep, progress, say
 from adpm.reading import plain_file, read_npz
+
+Table = TypeVar("Table")
 
 _STALE = 3600.0
 """Seconds after which a temporary file belongs to a run that was killed."""
@@ -154,6 +156,29 @@ def record(
         save_arrays(path, found)
         shutil.rmtree(parts, ignore_errors=True)
     return found
+
+
+def kept(
+    path: Path,
+    what: str,
+    load: Callable[[Path], Table],
+    make: Callable[[], Table],
+    save: Callable[[Table], Callable[[Path], None]],
+) -> Table:
+    """What `load` reads at `path`; where it is missing or damaged, which is told, what `make` gives, written by `save`.
+
+    Ranges that `make` has kept in `parts_of(path)` are removed when the whole is there.
+    """
+    if path.is_file():
+        try:
+            return load(path)
+        except UserError as error:
+            say(f"{error} Measuring them again.")
+    made = make()
+    write_whole(path, save(made))
+    shutil.rmtree(parts_of(path), ignore_errors=True)
+    say(f"{what}: {path}")
+    return made
 
 
 def parts_of(path: Path) -> Path:
