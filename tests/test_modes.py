@@ -131,6 +131,22 @@ def test_interrupted_sampling_continues(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.rglob("*.parts")), "batches go when the whole is there"
 
 
+def test_more_samples_go_on_where_fewer_ended(tmp_path, monkeypatch):
+    steps, size = "--config.trajectory.steps=5", "--config.sampling.batch_size=4"
+    go(tmp_path / "whole", "sample", steps, size, "--config.sampling.samples=12")
+    go(tmp_path / "grown", "sample", steps, size, "--config.sampling.samples=8")
+    draw_batch, calls = adpm.drawing.draw_batch, []
+
+    def counted(denoise, solver, process, times, numbers, *rest):
+        calls.append(numbers.tolist())
+        return draw_batch(denoise, solver, process, times, numbers, *rest)
+
+    monkeypatch.setattr(adpm.drawing, "draw_batch", counted)
+    go(tmp_path / "grown", "sample", steps, size, "--config.sampling.samples=12")
+    assert calls == [[8, 9, 10, 11]], "the first eight are there"
+    assert np.array_equal(samples_in(tmp_path / "whole"), samples_in(tmp_path / "grown"))
+
+
 def test_interrupted_estimation_continues(tmp_path, monkeypatch):
     whole = moments_for(toy_session(tmp_path / "whole"))
     session = toy_session(tmp_path / "killed")
