@@ -1,21 +1,22 @@
 """Gaussians with a covariance that is diagonal, in pixels or in an orthonormal basis.
 
 A reverse step is N(mean, lambda2 I + gain^2 C) with C = Cov[x_0 | x_t]. C comes as zero, a scalar, one number per
-state, one per pixel, or one per coefficient of an orthonormal basis (PCA of the data, DCT). A multiple of I is diagonal
-in all of them, so every shape is closed under C -> shift I + scale C, and nothing outside this file asks which it is.
+state, one per pixel, or one per coefficient of an orthonormal basis (adpm/basis.py). A multiple of I is diagonal in
+all of them, so every shape is closed under C -> shift I + scale C, and nothing outside this file asks which it is.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from adpm.basis import Basis
 from adpm.errors import UserError
 from adpm.process import Array
 
@@ -28,8 +29,8 @@ class Covariance(ABC):
     """Variances along orthonormal axes.
 
     Attributes:
-        values: variances: a number (times I), [B, 1, ...] (one per state) or the full shape of x. Planning puts
-            float64 arrays of many steps here.
+        values: variances: a number (times I), [B, 1, ...] (one per state) or the full shape of x; one for each axis and
+            the same for all states is [1, ...]. Planning puts float64 arrays of many steps here.
         clipped: share of the values that bounds have changed, 0 to 1.
     """
 
@@ -113,20 +114,15 @@ class Diagonal(Covariance):
 
 @dataclass(frozen=True)
 class InBasis(Covariance):
-    """Diagonal along the columns of an orthonormal matrix `basis` [d, d], d = C H W; values are laid out as images."""
+    """Diagonal along the axes of an orthonormal basis; values are laid out as its coordinates."""
 
-    basis: Tensor | None = None
-
-    def _matrix(self, like: Tensor) -> Tensor:
-        if self.basis is None:
-            raise ValueError("InBasis needs a basis")
-        return self.basis.to(dtype=like.dtype, device=like.device)
+    basis: Basis = field(kw_only=True)
 
     def forth(self, x: Tensor) -> Tensor:
-        return (x.flatten(1) @ self._matrix(x)).reshape(x.shape)
+        return self.basis.forward(x)
 
     def back(self, coordinates: Tensor) -> Tensor:
-        return (coordinates.flatten(1) @ self._matrix(coordinates).mT).reshape(coordinates.shape)
+        return self.basis.inverse(coordinates)
 
 
 ZERO = Diagonal(0.0)

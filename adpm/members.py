@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adpm.bases import BASES
 from adpm.costs import COSTS
 from adpm.denoiser import EPS_AFTER_CLIP, LABELS, PREDICTIONS
 from adpm.derivative import DERIVATIVES
@@ -28,6 +29,7 @@ MEMBERS: Families = {
     "label": LABELS,
     "eps_after_clip": EPS_AFTER_CLIP,
     "objective": OBJECTIVES,
+    "basis": BASES,
     "rule": RULES,
     "estimator": ESTIMATORS,
     "trajectory": TRAJECTORIES,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adpm import ideal
+from adpm.basis import Matrix
 from adpm.cost_table import Groups, expected_steps, group, measure_column
 from adpm.costs import bound_costs, measured_costs
 from adpm.denoiser import Denoise, Denoiser, Prediction
@@ -314,7 +315,7 @@ class InAxes(PosteriorRule):
 
     def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
         basis = torch.linalg.qr(torch.randn(D, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
-        return InBasis(0.02 * torch.arange(1, D + 1, dtype=torch.float64).reshape(1, 4, 4), basis=basis)
+        return InBasis(0.02 * torch.arange(1, D + 1, dtype=torch.float64).reshape(1, 4, 4), basis=Matrix(basis))
 
 
 def test_errors_are_measured_along_the_axes_of_the_covariance() -> None:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from adpm import ideal
+from adpm.basis import Matrix
 from adpm.denoiser import Prediction
 from adpm.gaussian import Covariance, InBasis
 from adpm.kernel import Kernel, reverse_kernel
@@ -106,7 +107,7 @@ class Exact(PosteriorRule):
 
     def __init__(self, mixture: ideal.Mixture) -> None:
         self.spectrum = mixture.spectrum[0].reshape(SHAPE)
-        self.basis = torch.eye(D).double() if mixture.basis is None else mixture.basis[0]
+        self.basis = Matrix(torch.eye(D).double() if mixture.basis is None else mixture.basis[0])
 
     def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
         alpha2, sigma2 = float(kernel.alpha_t) ** 2, float(kernel.sigma_t) ** 2
