@@ -27,11 +27,11 @@
     l, s, b         linear, scale, bias    of EMS, DPM-Solver-v3's statistics per pixel
 
 Imports run down this list: errors, families, reading, pickles, process, kernel, noise, denoiser, ideal, derivative,
-draws, gaussian_score, mixture_fit, moments, ms_eps, basis, transforms, bases, gaussian, variance, shortest_path, costs,
-planning, published_split, shortened, trajectory, solver, exponential, multistep, published_multistep, ems,
-ems_integrals, dpm_solver_v3, start, sampler, likelihood, cost_table, objective, members, progress, ems_measure,
-drawing, bound, paths, jump, explained, plots, measured, subject, model, nn, run. `sde` and `covariance` import this
-package and not each other.
+draws, gaussian_score, mixture_fit, moments, ms_eps, basis, transforms, bases, shrinkage, coordinates, gaussian,
+variance, shortest_path, costs, planning, published_split, shortened, trajectory, solver, exponential, multistep,
+published_multistep, ems, ems_integrals, dpm_solver_v3, start, sampler, likelihood, cost_table, objective, members,
+progress, ems_measure, drawing, bound, paths, jump, explained, plots, measured, subject, model, nn, run. `sde` and
+`covariance` import this package and not each other.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch import Tensor
 from adpm.basis import Basis, Colour, Composed, Matrix, Pixels, Reflectors, Shape
 from adpm.draws import AT_ONCE, Source
 from adpm.errors import UserError, lookup
-from adpm.families import Field, Kind
+from adpm.families import Family, Field, Kind, built
 from adpm.gaussian_score import check_rank, fit_gaussian, leading
 from adpm.reading import looks_like, plain_file, read_npy, read_npz
 from adpm.transforms import BlockCosine, Cosine, Haar
@@ -46,10 +46,12 @@ class BasisFacts:
     Attributes:
         misfit: (shape, own options) -> why there is none for data of this shape; "" if there is one.
         fitted: whether it may depend on the data.
+        chooses: whether it stands for all others that fit, of which `bases_of` gives each.
     """
 
     misfit: Callable[..., str]
     fitted: bool = False
+    chooses: bool = False
 
 
 def check_basis(basis: Basis, shape: Shape) -> None:
@@ -239,5 +241,18 @@ BASES: dict[str, Kind] = {
         BasisFacts(_no_file),
         {"basis_file": Field(None, "a .npy, or .npz with an array 'basis': [d, d], an axis in each column", type=str)},
     ),
+    "auto": Kind(
+        lambda needs: Pixels(),
+        "of all that fit, the one with the lowest held-out bound",
+        BasisFacts(Pixels().misfit, fitted=True, chooses=True),
+    ),
 }
-"""Builders take (BasisNeeds, own options)."""
+"""Builders take (BasisNeeds, own options); where one chooses, `bases_of` gives what it chooses from."""
+
+
+def bases_of(family: Family, name: str, needs: BasisNeeds, **options: Any) -> dict[str, Basis]:
+    """The basis of a name, or, where that chooses, all others that fit the data without options of their own."""
+    if not lookup(family, name, "`basis`").facts.chooses:
+        return {name: built(family, name, "`basis`", needs, **options)}
+    fitting = [n for n, kind in family.items() if not kind.facts.chooses and not kind.facts.misfit(needs.shape)]
+    return {n: built(family, n, "`basis`", needs) for n in fitting}

@@ -5,6 +5,7 @@ adds is, in nats per dimension,
 
     kl       1/2 log1p((gamma_s - gamma_t) Var_t)                                with the optimal isotropic variance
     bound    1/2 [lambda2/w - 1 + log(w/lambda2) + gain^2 Var_t / w]             with variance w, any eta in (0, 1]
+    axes     1/2 mean_f log1p(gain^2 r_f / lambda2)            with the optimal covariance in a basis, any eta in (0, 1]
 
 (`kl` orders paths as Analytic-DPM's J does, Bao et al. 2022, Theorem 3.) The last step t -> 0 costs the data term
 F[0, t], which is measured; without it every path goes through the first reference time at cost 0, the published
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
+from adpm.coordinates import COORDINATES
 from adpm.errors import UserError
 from adpm.families import Field, Kind
 from adpm.kernel import Kernel, reverse_kernel, step_nats
@@ -152,11 +154,7 @@ def bound_costs(
     Raises:
         UserError: at eta = 0, or if the rule gives a variance that is not positive.
     """
-    if eta == 0.0:
-        raise UserError(
-            "`eta` = 0 has lambda2 = 0 and therefore no finite likelihood bound to plan on; "
-            "take the path of `eta` = 1 (costs 'kl'), or a fixed trajectory such as 'even'."
-        )
+    _finite_bound(eta)
     values, times = _positive(process, variance, "variance"), process.times
 
     def column(t: int) -> Array:
@@ -169,6 +167,46 @@ def bound_costs(
     table = edge_table(process.steps, column)
     table[0] = first_edges(process, data_term)
     return measured_costs(table)
+
+
+def axes_costs(
+    process: Process, residual: ArrayLike, eta: float = 1.0, data_term: ArrayLike | None = None, groups: int = 256
+) -> Costs:
+    """Costs of the covariance lambda2 + gain^2 r_f along the axes of a basis.
+
+    Args:
+        process: the forward process.
+        residual: [N+1, d], r_f = E (x_0 - x0_hat)_f^2 at each reference time, entry 0 ignored.
+        eta: in (0, 1].
+        data_term: [N+1], F[0, t] in nats per dimension; None: every path goes through index 1.
+        groups: axes of nearly equal r_f are priced together by their mean where there are more; what that leaves out
+            is of second order in the width of a group.
+
+    Raises:
+        UserError: at eta = 0, or if some r_f is not positive.
+    """
+    _finite_bound(eta)
+    values = np.asarray(residual, dtype=np.float64)
+    if values.shape[:1] != (process.steps + 1,) or not (values[1:] > 0.0).all():
+        raise UserError(f"`residual` must hold N + 1 = {process.steps + 1} rows of positive numbers, entry 0 unused.")
+    parts = np.array_split(np.sort(values, axis=1), min(groups, values.shape[1]), axis=1)
+    means, share = np.stack([part.mean(1) for part in parts], 1), np.array([part.shape[1] for part in parts])
+
+    def column(t: int) -> Array:
+        kernel = reverse_kernel(process, process.times[t], process.times[1:t], eta)
+        return 0.5 * np.log1p((kernel.gain**2 / kernel.lambda2)[:, None] * means[t]) @ (share / share.sum())
+
+    table = edge_table(process.steps, column)
+    table[0] = first_edges(process, data_term)
+    return measured_costs(table)
+
+
+def _finite_bound(eta: float) -> None:
+    if eta == 0.0:
+        raise UserError(
+            "`eta` = 0 has lambda2 = 0 and therefore no finite likelihood bound to plan on; "
+            "take the path of `eta` = 1 (costs 'kl'), or a fixed trajectory such as 'even'."
+        )
 
 
 def measured_costs(table: ArrayLike) -> Costs:
@@ -186,6 +224,7 @@ class CostNeeds:
         variance, errors: [N+1], E||x_0 - x0_hat(x_t)||^2 / d by the moments, and its standard errors; entry 0 unused.
         data_row: [N+1], F[0, t], or None where the last step is not priced.
         width: kernel of many steps -> the rule's variances, for rules that are one number per step.
+        axes: [N+1, d], r_f along the axes of a basis; entry 0 unused.
         table: [N+1, N+1], the rule's measured costs.
         eta: of the kernel.
     """
@@ -195,6 +234,7 @@ class CostNeeds:
     errors: Callable[[], Array]
     data_row: Callable[[], Array | None]
     width: Callable[[], Callable[[Kernel], Array]]
+    axes: Callable[[], Array]
     table: Callable[[], Array]
     eta: float
 
@@ -205,13 +245,15 @@ class CostFacts:
 
     Attributes:
         of_rule: whether the costs are those of the rule and eta in use, else of the best scalar at eta = 1.
-        of_states: whether the rule may depend on the state.
+        of_states: whether the rule may be more than one number per step.
         uses_moments: whether it needs Var_t whatever the rule.
+        statistics: what else it needs to know of the network, a member of the family `statistics`; "": nothing.
     """
 
     of_rule: bool = False
     of_states: bool = True
     uses_moments: bool = False
+    statistics: str = ""
 
 
 def _priced_kl(needs: CostNeeds, projection: bool = True) -> Costs:
@@ -236,6 +278,12 @@ COSTS: dict[str, Kind] = {
         "the bound of a rule with one variance per step, from the moments",
         CostFacts(of_rule=True, of_states=False, uses_moments=True),
         reads=_OF_RULE,
+    ),
+    "axes": Kind(
+        lambda needs: axes_costs(needs.process, needs.axes(), needs.eta, needs.data_row()),
+        "the bound of the best covariance in a basis, rule spectral's, from the moments per coordinate",
+        CostFacts(of_rule=True, statistics="coordinates"),
+        reads=("sampling.eta", *COORDINATES),
     ),
     "measured": Kind(
         lambda needs: measured_costs(needs.table()),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from adpm.denoiser import Denoise, require_finite
+from adpm.denoiser import Denoise, Prediction, require_finite
 from adpm.errors import UserError
 from adpm.noise import KeyedNoise
 from adpm.process import Array, Process
@@ -166,10 +167,24 @@ def noisy(
         yield x0, eps, alpha * x0 + sigma * eps
 
 
+class Watcher(Protocol):
+    """Sums of other things over the same draws."""
+
+    def add(self, x0: Tensor, eps: Tensor, x: Tensor, prediction: Prediction) -> None:
+        """The next draws, [B, ...] each."""
+
+
 def measure(
-    denoise: Denoise, process: Process, source: Source, times: Sequence[float], draws: int, seed: int, batch_size: int
+    denoise: Denoise,
+    process: Process,
+    source: Source,
+    times: Sequence[float],
+    draws: int,
+    seed: int,
+    batch_size: int,
+    watch: Callable[[float], Watcher] | None = None,
 ) -> Iterator[tuple[float, Draws]]:
-    """Measure the moments time by time, on the draws of `noisy`.
+    """Measure the moments time by time, on the draws of `noisy`; whatever `watch` gives for a time sees them, too.
 
     Yields:
         (t, sums over `draws` draws at t).
@@ -180,8 +195,11 @@ def measure(
     mean = source.mean
     for t in times:
         total: Draws | None = None
+        watcher = watch(t) if watch else None
         for x0, eps, x in noisy(process, source, t, draws, seed, batch_size):
             prediction = require_finite(denoise(x, t), t)
+            if watcher:
+                watcher.add(x0, eps, x, prediction)
             z = draw_moments(x0, eps, prediction.x0, prediction.eps_network, mean, source.variance)
             if not np.isfinite(z).all():
                 raise UserError(

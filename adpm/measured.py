@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from adpm.coordinates import Bases, Spectrum, Watch, spectrum_of
 from adpm.denoiser import Denoise
 from adpm.draws import Estimate, Source, measure
 from adpm.ems import EMS
@@ -28,10 +29,12 @@ class Moments:
     Attributes:
         table: what was measured.
         process: whose times they are.
+        spectrum: the same per coordinate of a basis, if that was measured.
     """
 
     table: MomentTable
     process: Process
+    spectrum: Spectrum | None = None
 
     @property
     def times(self) -> Array:
@@ -77,16 +80,22 @@ def measured_moments(
     batch_size: int,
     keep: Keep,
     provenance: Mapping[str, Any] | None,
+    bases: Bases | None = None,
 ) -> Moments:
-    """Moments at these times, each measured with `draws` draws; see `adpm.draws.measure`."""
+    """Moments at these times, each measured with `draws` draws, also along these bases; see `adpm.draws.measure`."""
 
     def work(items: range) -> Arrays:
-        at = times[items.start : items.stop].tolist()
-        return stacked([row for _, row in measure(denoise, process, source, at, draws, seed, batch_size)])
+        (t,) = times[items.start : items.stop].tolist()
+        watcher = Watch(bases, process, source, t, draws) if bases else None
+        watch = (lambda _: watcher) if watcher else None
+        ((_, row),) = measure(denoise, process, source, [t], draws, seed, batch_size, watch)
+        return {**stacked([row]), **(watcher.arrays() if watcher else {})}
 
-    rows = [row for part in keep(len(times), 1, work, "moments") for row in unstacked(part)]
-    shape = tuple(source.mean.shape)
-    return Moments(MomentTable(times, tuple(rows), source.variance, dict(provenance or {}), shape), process)
+    parts = list(keep(len(times), 1, work, "moments"))
+    rows = [row for part in parts for row in unstacked(part)]
+    shape, about = tuple(source.mean.shape), dict(provenance or {})
+    spectrum = spectrum_of(parts, times, process, bases, draws, shape, about) if bases else None
+    return Moments(MomentTable(times, tuple(rows), source.variance, about, shape), process, spectrum)
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,18 @@ def need(moments: Moments | None, who: str) -> Moments:
     if moments is None:
         raise UserError(f"{who} needs moments: moments = model.measure(images), then model.plan(moments, ...).")
     return moments
+
+
+def need_spectrum(moments: Moments | None, who: str) -> Spectrum:
+    """The moments per coordinate, if there are any.
+
+    Raises:
+        UserError: saying who needs them.
+    """
+    spectrum = need(moments, who).spectrum
+    if spectrum is None:
+        raise UserError(f"{who} needs moments per coordinate: moments = model.measure(images, basis='auto').")
+    return spectrum
 
 
 def need_statistics(statistics: EMS | None, who: str) -> EMS:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adpm.basis import Basis
 from adpm.bound import Bound, Terms, bound_of
 from adpm.denoiser import Denoise, Denoiser, TimeLabel
 from adpm.drawing import draw
@@ -26,7 +27,7 @@ from adpm.ems import EMS
 from adpm.ems_measure import keyed_draws, measure_ems
 from adpm.errors import lookup
 from adpm.families import Families, built
-from adpm.measured import Moments, Plan, known_shape, measured_moments, need, need_statistics
+from adpm.measured import Moments, Plan, known_shape, measured_moments, need, need_spectrum, need_statistics
 from adpm.members import MEMBERS
 from adpm.moments import spread_times
 from adpm.paths import Pricing, find_path
@@ -103,6 +104,8 @@ class Model(Subject):
         batch_size: int = 256,
         keep: Keep = in_memory,
         provenance: Mapping[str, Any] | None = None,
+        basis: str | Basis = "",
+        **options: Any,
     ) -> Moments:
         """Var[x_0 | x_t] with error bars, from draws of (image, noise) at times even in log-SNR.
 
@@ -114,10 +117,13 @@ class Model(Subject):
             batch_size: draws per network call.
             keep: see `Keep`.
             provenance: what the numbers depend on, for the file.
+            basis: measures per coordinate, too: a basis or its name, "auto" for the best of all; "": no.
+            options: of a named basis.
         """
         wanted, source = spread_times(self.process, times), self.source_of(images)
+        bases = self.bases(basis, source, **options) if basis else None
         settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "keep": keep, "provenance": provenance}
-        return measured_moments(self.denoise, self.process, source, wanted, draws, **settings)
+        return measured_moments(self.denoise, self.process, source, wanted, draws, bases=bases, **settings)
 
     def measure_statistics(
         self, images: Tensor | Source | None = None, nodes: int = 61, draws: int = 1000, seed: int = 0, **options: Any
@@ -172,6 +178,7 @@ class Model(Subject):
             rule=lambda: self.rule(rule, moments),
             eta=eta,
             table=lambda: need(moments, "planning").table,
+            spectrum=lambda: need_spectrum(moments, "planning on the axes"),
             decoder=lambda: self.decoder(decoder, moments),
             levels=lambda: self.levels_of(levels),
             images=lambda: self.on_device(images, "train"),

@@ -12,6 +12,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from adpm.bound import Images
+from adpm.coordinates import Spectrum
 from adpm.cost_table import measure_column
 from adpm.costs import CostNeeds, first_edges
 from adpm.denoiser import Denoise
@@ -128,10 +129,15 @@ def moment_needs(
     *,
     data_row: Callable[[], Array | None],
     rule: Callable[[], Rule],
+    spectrum: Callable[[], Spectrum],
     costs: Callable[[], Array],
     eta: float,
 ) -> CostNeeds:
     """What planning may ask for, from moments, a data row, a rule and its measured costs; each made when asked."""
+
+    def axes() -> Array:
+        known = spectrum().curve(process)(process.times[1:])
+        return np.concatenate([np.zeros_like(known[:1]), known])
 
     def variance() -> Array:
         known = table()
@@ -149,7 +155,7 @@ def moment_needs(
         found = rule()
         return lambda kernel: np.asarray(found(kernel, None).values, dtype=np.float64)
 
-    return CostNeeds(process, variance, errors, data_row, width, costs, eta)
+    return CostNeeds(process, variance, errors, data_row, width, axes, costs, eta)
 
 
 def gamma_of(table: MomentTable, process: Process) -> Floats:
@@ -259,7 +265,7 @@ class Pricing:
 
     Attributes:
         denoise, process, rule, eta: the reverse process; the rule is made when asked.
-        table: gives the moments.
+        table, spectrum: give the moments, and those per coordinate.
         decoder, levels: give the variance of the last step, and what the data look like.
         images: gives the images to measure on, and their number.
         draws, seed: of them and of their noise.
@@ -271,6 +277,7 @@ class Pricing:
     rule: Callable[[], Rule]
     eta: float
     table: Callable[[], MomentTable]
+    spectrum: Callable[[], Spectrum]
     decoder: Callable[[], Decoder]
     levels: Callable[[], Levels]
     images: Callable[[], tuple[Images, int]]
@@ -285,6 +292,7 @@ class Pricing:
             self.process,
             data_row=lambda: self._row() if priced else None,
             rule=self.rule,
+            spectrum=self.spectrum,
             costs=lambda: self._costs(priced),
             eta=self.eta,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from adpm.coordinates import Spectrum
 from adpm.draws import Estimate
 from adpm.moments import ESTIMATORS, MomentTable
 from adpm.process import Array, Process
@@ -36,6 +37,25 @@ def unexplained_figure(share: Estimate, log_snr: Array, level: float, what: str)
     axes.axhline(level, linewidth=0.8, color="gray")
     axes.set(yscale="log", xlabel="log-SNR", ylabel="unexplained share of the score")
     axes.set_title(f"{what}: it may stand in for the network where the share is small", fontsize=9)
+    return figure
+
+
+def spectrum_figure(spectrum: Spectrum, process: Process) -> Figure:
+    """Left: SNR r_f, measured and as it is used, for some coordinates. Right: what the data add, 1/r_f - SNR."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    log_snr, values = process.log_snr(spectrum.times), spectrum.smoothed()
+    snr = np.exp(log_snr)
+    for rank in np.unique(np.geomspace(1, values.shape[1], 6).astype(int)):
+        at = spectrum.order[rank - 1]
+        (line,) = left.plot(log_snr, snr * values[:, at], linewidth=1, label=f"{rank}")
+        bars = 2.0 * snr * spectrum.error[:, at]
+        left.errorbar(log_snr, snr * spectrum.residual[:, at], bars, fmt=".", markersize=2, color=line.get_color())
+        right.plot(log_snr, 1.0 / values[:, at] - snr, linewidth=1, color=line.get_color())
+    left.set(yscale="log", ylim=(1e-6, 3), xlabel="log-SNR", ylabel="SNR E (x0 - x0_hat)_f^2")
+    left.legend(title="by variance", fontsize=7)
+    right.set(yscale="symlog", xlabel="log-SNR", ylabel="1/r - SNR")
+    right.set_title(f"basis '{spectrum.name}'; bars: two standard errors", fontsize=9)
     return figure
 
 

@@ -54,6 +54,7 @@ def shortened(
             variance=lambda: whole.variance()[:n],
             errors=lambda: whole.errors()[:n],
             data_row=row,
+            axes=lambda: whole.axes()[:n],
             table=lambda: whole.table()[:n, :n],
         )
 

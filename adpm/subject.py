@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adpm.bases import BasisNeeds, bases_of, check_basis
+from adpm.basis import Basis
 from adpm.bound import Images
+from adpm.coordinates import Bases
 from adpm.denoiser import Denoise
 from adpm.draws import Source
 from adpm.errors import UserError
 from adpm.families import Families, built
 from adpm.likelihood import Decoder, DecoderNeeds, Levels, first_posterior_variance
-from adpm.measured import Moments, given_images, need
+from adpm.measured import Moments, given_images, need, need_spectrum
 from adpm.members import MEMBERS
 from adpm.process import Process
 from adpm.start import Start, StartNeeds
@@ -55,6 +58,8 @@ class Subject:
             lambda: need(moments, f"rule '{rule}'").table.data_variance,
             ((high - low) / 2.0) ** 2,
             lambda: first_posterior_variance(self.process),
+            lambda: need_spectrum(moments, f"rule '{rule}'"),
+            self.process,
         )
         return built(self.families["rule"], rule, "`rule`", needs, **options)
 
@@ -73,6 +78,16 @@ class Subject:
         """
         needs = StartNeeds.of(self.process, lambda: self.on_device(images, "train"))
         return built(self.families["start"], name, "`start`", needs, **options)
+
+    def bases(self, basis: str | Basis, source: Source, **options: Any) -> Bases:
+        """A basis, that of a name, or all that "auto" chooses from, with the data's variance along each coordinate."""
+        shape = tuple(source.mean.shape)
+        if isinstance(basis, str):
+            return Bases.of(
+                bases_of(self.families["basis"], basis, BasisNeeds(shape, lambda: source), **options), source
+            )
+        check_basis(basis, shape)
+        return Bases.of({"own": basis}, source)
 
     def source_of(self, images: Tensor | Source | None) -> Source:
         return images if isinstance(images, Source) else Source.of(*self.on_device(images, "train"))

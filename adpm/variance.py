@@ -20,15 +20,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
+from adpm.coordinates import COORDINATES, Spectrum
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
 from adpm.families import Field, Kind
-from adpm.gaussian import ZERO, Covariance, Diagonal, Number
+from adpm.gaussian import ZERO, Covariance, Diagonal, InBasis, Number
 from adpm.kernel import Kernel
-from adpm.process import Array
+from adpm.process import Array, Process
 
 
 class Rule(ABC):
@@ -110,6 +112,27 @@ class Analytic(PosteriorRule):
 
     def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
         return Diagonal(number(self._variance(kernel.t)))
+
+
+class Spectral(PosteriorRule):
+    """Cov[x_0 | x_t] = r_f(t), measured, along the axes f of an orthonormal basis: the best there; docs/spectral.md.
+
+    Args:
+        spectrum: gives r_f and the basis; asked for at the first step.
+        process: whose times they are.
+    """
+
+    def __init__(self, spectrum: Callable[[], Spectrum], process: Process) -> None:
+        self._given, self._process = spectrum, process
+
+    @cached_property
+    def _known(self) -> tuple[Spectrum, Callable[[Array], Array]]:
+        spectrum = self._given()
+        return spectrum, spectrum.curve(self._process)
+
+    def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        spectrum, curve = self._known
+        return InBasis(curve(kernel.t).reshape(-1, *spectrum.shape), basis=spectrum.basis)
 
 
 @dataclass(frozen=True)
@@ -196,12 +219,16 @@ class RuleFacts:
     Attributes:
         state_dependent: whether it reads the prediction, so that states and pixels differ.
         uses_moments: whether it needs Var_t.
+        statistics: what else it needs to know of the network, a member of the family `statistics`; "": nothing.
+        per_axis: whether a step has a variance along every axis, though states do not differ.
         only_eta: the one eta that it is defined for; None: any.
         trained_with: objectives whose second output it can read; none: it reads none.
     """
 
     state_dependent: bool = False
     uses_moments: bool = False
+    statistics: str = ""
+    per_axis: bool = False
     only_eta: float | None = None
     trained_with: tuple[str, ...] = ()
 
@@ -215,12 +242,16 @@ class RuleNeeds:
         data_variance: tr Cov[x_0] / d, which no average over states exceeds; computed when asked.
         state_bound: ((b - a)/2)^2 for data in [a, b], which no state's variance exceeds.
         first_variance: Var[x_1 | x_2, x_0] of the reference times; computed when asked.
+        spectrum: r_f(t) in a basis; measured when asked.
+        process: the forward process.
     """
 
     variance: Callable[[str], Callable[[Array], Array]]
     data_variance: Callable[[], float]
     state_bound: float
     first_variance: Callable[[], float]
+    spectrum: Callable[[], Spectrum]
+    process: Process
 
 
 def _analytic(needs: RuleNeeds, estimator: str = "residual", bounds: bool = True) -> Rule:
@@ -246,5 +277,11 @@ RULES: dict[str, Kind] = {
         "Var[x0|x_t] = one number per time, measured: Analytic-DPM (Bao et al. 2022)",
         RuleFacts(uses_moments=True),
         {"estimator": ESTIMATOR, "bounds": Field(True, BOUNDS.format("[0, Var[x0]]"))},
+    ),
+    "spectral": Kind(
+        lambda needs: Spectral(needs.spectrum, needs.process),
+        "ours: Var[x0|x_t] = one number per time and coordinate of a basis, measured: the best diagonal there",
+        RuleFacts(statistics="coordinates", per_axis=True),
+        reads=COORDINATES,
     ),
 }

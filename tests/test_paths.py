@@ -128,7 +128,7 @@ def test_planning_needs_are_the_residual_and_its_standard_errors() -> None:
     times = PROCESS.times[1:]
     table = table_of(VARIANCE, times)
     needs = moment_needs(
-        lambda: table, PROCESS, data_row=lambda: None, rule=Unit, costs=lambda: np.zeros(0), eta=1.0
+        lambda: table, PROCESS, data_row=lambda: None, rule=Unit, spectrum=None, costs=lambda: np.zeros(0), eta=1.0
     )  # fmt: skip
     np.testing.assert_allclose(needs.variance()[1:], VARIANCE, rtol=1e-10)
     np.testing.assert_allclose(needs.errors()[1:], table.standard_error("residual", PROCESS)(times), rtol=1e-10)
@@ -146,7 +146,7 @@ def test_a_path_prices_the_last_step_if_it_is_asked_to(asked: bool) -> None:
         table = table_of(VARIANCE, PROCESS.times[1:])
         return moment_needs(
             lambda: table, PROCESS, data_row=lambda: row if data_term else None, rule=Unit,
-            costs=lambda: np.zeros(0), eta=1.0,
+            spectrum=None, costs=lambda: np.zeros(0), eta=1.0,
         )  # fmt: skip
 
     path = find_path(MEMBERS, "least_cost", PROCESS, 4, needs, data_term=asked)

@@ -238,6 +238,8 @@ class Session(Problem):
             data_variance or (lambda: self.source("train").variance),
             ((self.data.high - self.data.low) / 2.0) ** 2,
             lambda: first_posterior_variance(self.process),
+            lambda: self.known("coordinates"),
+            self.process,
         )
         rule = self.build("rule.name", needs)
         if not section.cap_levels:
@@ -265,11 +267,27 @@ class Session(Problem):
             "sampling.start", StartNeeds(self.process, lambda: self.data.shape, lambda: self.source("train"))
         )
 
-    @cached_property
+    @property
     def statistics(self) -> Any:
         """What the solver needs to know of the network, measured where it is missing and kept; None if nothing."""
         name = self.kind("sampling.solver").facts.statistics
-        return self.house.families["statistics"][name].build(self) if name else None
+        return self.known(name) if name else None
+
+    def learn(self) -> None:
+        """Measure now what the solver and its rule will want to know of the network."""
+        solver = self.kind("sampling.solver").facts
+        for name in (solver.statistics, self.rule_facts.statistics if solver.uses_rule else ""):
+            _ = self.known(name) if name else None
+
+    def known(self, name: str) -> Any:
+        """What a member of the family `statistics` gives, measured where it is missing; once for this session."""
+        if name not in self._known:
+            self._known[name] = self.house.families["statistics"][name].build(self)
+        return self._known[name]
+
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        return {}
 
     def decoder(self, variance_of: VarianceOf, name: str = "") -> Decoder:
         """The variance of the last step, the config's own or that of another name."""

@@ -15,7 +15,7 @@ from adpm.variance import RuleFacts
 
 def check_files(config: Any) -> None:
     """Named moments and statistics exist, moments in one place only."""
-    for name in ("file", "ms_eps", "ems_file"):
+    for name in ("file", "ms_eps", "ems_file", "coordinates_file"):
         if config.moments[name] and not Path(config.moments[name]).is_file():
             raise UserError(f"config.moments.{name} = '{config.moments[name]}' is no file.")
     if config.moments.file and config.moments.ms_eps:
@@ -84,7 +84,7 @@ def named(family: Family, fact: str) -> str:
     return ", ".join(name for name, kind in family.items() if getattr(kind.facts, fact)) or "none known"
 
 
-def check_costs(config: Any, cost: str, facts: Any, state_dependent: bool, data_term: bool) -> None:
+def check_costs(config: Any, cost: str, facts: Any, rule: RuleFacts, data_term: bool) -> None:
     """Refuse what single steps cannot be priced with.
 
     Raises:
@@ -93,10 +93,11 @@ def check_costs(config: Any, cost: str, facts: Any, state_dependent: bool, data_
     if not facts.of_rule:
         return
     told = f"config.trajectory.cost = '{cost}'"
-    if state_dependent and not facts.of_states:
+    if (rule.state_dependent or rule.per_axis) and not facts.of_states:
+        why, best = ("depends on the state", "'measured'") if rule.state_dependent else ("has many", "'axes'")
         raise UserError(
-            f"{told} needs one variance per step, and config.rule.name = '{config.rule.name}' depends on the state; "
-            "use 'measured', or 'kl' (of the best scalar)."
+            f"{told} needs one variance per step, and config.rule.name = '{config.rule.name}' {why}; "
+            f"use {best}, or 'kl' (of the best scalar)."
         )
     if config.sampling.eta == 0.0:
         raise UserError(

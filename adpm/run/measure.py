@@ -65,7 +65,7 @@ def _measured(session: Session, path: Path) -> MomentTable:
         keep=Parts(parts_of(path)),
         provenance=moment_provenance(session),
     )
-    _check_plausible(session, measured.table)
+    check_plausible(session, measured.table)
     return measured.table
 
 
@@ -100,7 +100,7 @@ def unexplained_for(session: Session, model: Mixture) -> Estimate:
     return Estimate(share, error, np.full(len(times), section.draws - 1.0))
 
 
-def _check_plausible(session: Session, table: MomentTable) -> None:
+def check_plausible(session: Session, table: MomentTable) -> None:
     """Say that a network is worse than none; refuse it where its file does not say what it is.
 
     Raises:
@@ -161,6 +161,18 @@ def used_moments(session: Session, *choices: str) -> str | None:
     """The key of the moments if one of these chosen members needs them."""
     needed = any(getattr(session.kind(choice).facts, "uses_moments", False) for choice in choices)
     return moments_key(session) if needed else None
+
+
+def used_statistics(session: Session, *choices: str) -> dict[str, str]:
+    """The keys of what chosen members need to know of the network besides moments, by name."""
+    facts = (session.kind(choice).facts for choice in choices)
+    return statistics_keys(session, *(getattr(f, "statistics", "") for f in facts))
+
+
+def statistics_keys(session: Session, *names: str) -> dict[str, str]:
+    """The keys of these statistics, those of no name left out."""
+    family = session.house.families["statistics"]
+    return {name: family[name].facts.key(session) for name in names if name}
 
 
 def data_row_key(session: Session) -> dict[str, Any]:
@@ -251,4 +263,5 @@ def _cost_key(session: Session, data_term: bool) -> dict[str, Any]:
         "own": session.house.table.part(session.config, "costs", *kinds),
         "decoder": session.config.likelihood.decoder if data_term else None,
         "moments": used_moments(session, *choices),
+        **used_statistics(session, "rule.name"),
     }

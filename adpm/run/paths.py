@@ -18,7 +18,7 @@ from adpm.paths import Path, find_path, gamma_of, moment_needs
 from adpm.progress import say
 from adpm.run.assembly import Session
 from adpm.run.checks import check_costs
-from adpm.run.measure import cost_table_for, data_row_for, moments_for, used_moments, variance_for
+from adpm.run.measure import cost_table_for, data_row_for, moments_for, used_moments, used_statistics, variance_for
 from adpm.run.naming import naming
 
 
@@ -82,7 +82,7 @@ def _path(session: Session, measured: Session | None, ms_eps: Any, last: int | N
     if kind.facts is not None and kind.facts.plans:
         cost = options["cost"]
         facts, priced = session.house.families["cost"][cost].facts, bool(options["data_term"])
-        check_costs(config, cost, facts, session.rule_facts.state_dependent, priced)
+        check_costs(config, cost, facts, session.rule_facts, priced)
     with naming(table, "trajectory"):
         _check_single(session, options)
         return find_path(
@@ -119,6 +119,7 @@ def needs_of(session: Session, priced: bool) -> CostNeeds:
         session.process,
         data_row=lambda: data_row_for(session) if priced else None,
         rule=lambda: session.rule(variance_for(session), session.process.times[:2]),
+        spectrum=lambda: session.known("coordinates"),
         costs=lambda: cost_table_for(session, priced),
         eta=session.config.sampling.eta,
     )
@@ -164,6 +165,7 @@ def sampler_key(session: Session, path: Path) -> dict[str, Any]:
         "own": session.house.table.part(session.config, "samples"),
         "path": path.indices.tolist(),
         "moments": used_moments(session, "rule.name") if uses_rule else None,
+        **(used_statistics(session, "rule.name") if uses_rule else {}),
     }
 
 
@@ -176,4 +178,5 @@ def bound_key(session: Session, path: Path) -> dict[str, Any]:
         "own": session.house.table.part(session.config, "bound", ("likelihood", kind)),
         "path": path.indices.tolist(),
         "moments": used_moments(session, "rule.name", "likelihood.decoder"),
+        **used_statistics(session, "rule.name"),
     }

@@ -72,7 +72,7 @@ def samples_for(session: Session, path: Path | None = None) -> Samples:
     if found is None or len(found["samples"]) < section.samples:
         with naming(session.house.table, "sampling"):
             solver = session.solver(variance_for(session), path.times)
-            _ = session.statistics  # what is missing is measured before anything is drawn
+            session.learn()  # what is missing is measured before anything is drawn
             drawn = draw(
                 model.denoise,
                 solver,

@@ -18,6 +18,7 @@ from adpm.run.assembly import Session
 from adpm.run.figures import save_figure
 from adpm.run.measure import moments_for, moments_key, unexplained_for
 from adpm.run.report import Report
+from adpm.run.spectrum import NAME, show_spectrum, spectrum_for, spectrum_key
 from adpm.run.statistics import CHOICE, ems_for, ems_key, show_ems
 from adpm.run.store import write_whole
 
@@ -133,6 +134,17 @@ STATISTICS: dict[str, Kind] = {
             "ems_draws": Field(1000, "(image, noise, signs) triples per node", low=2),
             "derivative": Field("auto", "how the network is differentiated", choices="derivative"),
             "ems_file": Field("", "a statistics file to use; empty = measured when missing", of=()),
+        },
+    ),
+    NAME: Kind(
+        spectrum_for,
+        "Var[x0 | x_t] per time and coordinate of a basis: for rule spectral, its plans and its integrator",
+        StatisticsFacts(spectrum_key, show_spectrum),
+        {
+            "basis": Field("auto", "whose coordinates", choices="basis"),
+            "coordinates_file": Field(
+                "", "a coordinates file to use; empty = measured when missing", of=(), given=False
+            ),
         },
     ),
 }
