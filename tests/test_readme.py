@@ -31,7 +31,8 @@ from tests.processes import UNPAINTED, finished
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {
-    path: path.read_text() for path in (ROOT / "README.md", ROOT / "docs/results.md", ROOT / "docs/solvers.md")
+    path: path.read_text()
+    for path in (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "solvers.md", "spectral.md")))
 }  # comparison.md repeats
 
 
@@ -72,6 +73,9 @@ SHORTER = {
     "benchmarks.heads_exact": ["--iterations=3", "--draws=100"],
     "benchmarks.head_step": ["--batch=8", "--steps=1", "--repeats=2"],
     "benchmarks.overhead": ["--batch=8", "--steps=2", "--repeats=2"],
+    "benchmarks.patch_world": [
+        *["--patches=300", "--components=2", "--times=12", "--draws=50", "--seeds=2", "--steps", "3", "5"],
+    ],
     "benchmarks.peers": [
         *["--steps=3", "--screen=40", "--samples=40", "--seeds=2", "--draws=12", "--trajectories=even"],
         *["--workers=1", "--only", "DDIM", "adpm UniPC"],
