@@ -19,6 +19,7 @@ from adpm.moments import MomentTable, stacked, unstacked
 from adpm.paths import Path
 from adpm.process import Array, Process
 from adpm.progress import Arrays, Keep
+from adpm.reference import Flow
 from adpm.start import Start
 
 
@@ -179,14 +180,14 @@ def need_spectrum(moments: Moments | None, who: str) -> Spectrum:
     return spectrum
 
 
-def need_statistics(statistics: EMS | None, who: str) -> EMS:
+def need_statistics(statistics: EMS | Flow | None, who: str) -> EMS | Flow:
     """The statistics, if there are any.
 
     Raises:
         UserError: saying who needs them.
     """
     if statistics is None:
-        raise UserError(f"{who} needs `statistics`: statistics = model.measure_statistics(images).")
+        raise UserError(f"{who} needs `statistics`, of model.measure_statistics or measure_trajectories.")
     return statistics
 
 

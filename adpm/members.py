@@ -10,6 +10,7 @@ from adpm.dpm_solver_v3 import DIFFERENCES, HALVES
 from adpm.dpm_solver_v3 import SOLVERS as V3
 from adpm.exponential import DEIS_VARIABLES, DPMPP_SECONDS, DPMPP_THIRDS, UNIPC_BASES
 from adpm.families import Families
+from adpm.fitted import SOLVERS as FITTED
 from adpm.likelihood import DECODERS
 from adpm.mixture_fit import CLUSTERS
 from adpm.moments import ESTIMATORS
@@ -36,7 +37,7 @@ MEMBERS: Families = {
     "cost": COSTS,
     "budget": BUDGETS,
     "planning_method": PLANNING_METHODS,
-    "solver": {**SOLVERS, **MULTISTEP, **V3},
+    "solver": {**SOLVERS, **MULTISTEP, **V3, **FITTED},
     "dpmpp_second": DPMPP_SECONDS,
     "dpmpp_third": DPMPP_THIRDS,
     "unipc_basis": UNIPC_BASES,

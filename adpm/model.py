@@ -25,7 +25,7 @@ from adpm.drawing import draw
 from adpm.draws import Source
 from adpm.ems import EMS
 from adpm.ems_measure import keyed_draws, measure_ems
-from adpm.errors import lookup
+from adpm.errors import UserError, lookup
 from adpm.families import Families, built
 from adpm.measured import Moments, Plan, known_shape, measured_moments, need, need_spectrum, need_statistics
 from adpm.members import MEMBERS
@@ -33,6 +33,7 @@ from adpm.moments import spread_times
 from adpm.paths import Pricing, find_path
 from adpm.process import Process
 from adpm.progress import Keep, in_memory
+from adpm.reference import Flow, measure_reference
 from adpm.solver import Solver
 from adpm.start import Start
 from adpm.subject import Subject
@@ -140,6 +141,43 @@ class Model(Subject):
             self.denoise, self.process, keyed_draws(self.source_of(images), seed), draws, nodes, **options
         )
 
+    def measure_trajectories(
+        self,
+        images: Tensor | Source | None = None,
+        starts: int = 200,
+        nodes: int = 60,
+        *,
+        basis: str | Basis = "pca",
+        seed: int = 0,
+        batch_size: int = 256,
+        keep: Keep = in_memory,
+        provenance: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Flow:
+        """Trajectories of the network's probability flow, for the solver and the times 'fitted'.
+
+        Args:
+            images: [n, ...] whose shape and, for some bases, covariance is taken; the model's own unless given.
+            starts, nodes: see `adpm.reference.measure_reference`: starts x nodes network calls.
+            basis: whose coordinates are fitted, or its name.
+            seed, batch_size, keep, provenance: of the measurement.
+            options: of a named basis.
+        """
+        source = self.source_of(images)
+        own, *others = self.bases(basis, source, **options).bases.values()
+        if others:
+            raise UserError(f"trajectories are compared in one basis, not in all that '{basis}' stands for: name one.")
+        about: dict[str, Any] = {
+            "seed": seed,
+            "batch_size": batch_size,
+            "keep": keep,
+            "provenance": provenance,
+            "device": self.device,
+        }
+        shape = tuple(source.mean.shape)
+        reference = measure_reference(self.denoise, self.process, own, shape, starts, nodes, **about)
+        return Flow(reference, self.denoise, self.process, batch_size, self.device)
+
     # Planning
 
     def plan(
@@ -156,6 +194,7 @@ class Model(Subject):
         draws: int = 300,
         seed: int = 0,
         batch_size: int = 256,
+        flow: Flow | None = None,
         **options: Any,
     ) -> Plan:
         """The K times of a path.
@@ -166,6 +205,7 @@ class Model(Subject):
             trajectory: "least_cost", "log_snr", "even", ...
             images: to measure the last step or `cost="measured"` on; the model's own training images unless given.
             rule, eta, decoder, levels, draws, seed, batch_size: of these measurements.
+            flow: from `measure_trajectories`, for the trajectory "fitted".
             options: of the trajectory: `budget`, `cost`, `data_term`, `projection`, `method`; `log_snr_min`, ...
                 Unless `data_term` is said, the last step is priced where there are images to measure it on; else
                 a path goes through the first reference time.
@@ -187,6 +227,8 @@ class Model(Subject):
             batch_size=batch_size,
         )
         given = (self.families, trajectory, self.process, steps, pricing.needs, pricing.gamma)
+        if flow is not None:
+            options["reference"] = lambda: flow.reference
         return Plan(find_path(*given, **options), moments, lambda last: find_path(*given, last=last, **options))
 
     # Drawing
@@ -202,7 +244,7 @@ class Model(Subject):
         eta: float = 1.0,
         solver: str | Solver = "reverse_gaussian",
         start: str | Start = "noise",
-        statistics: EMS | None = None,
+        statistics: EMS | Flow | None = None,
         batch_size: int = 256,
         **options: Any,
     ) -> Tensor:
@@ -217,7 +259,7 @@ class Model(Subject):
             eta: 1 = DDPM, 0 = DDIM.
             solver: a name or a solver.
             start: a name, or one that `start` has made; where it jumps, fewer steps of the plan are left.
-            statistics: from `measure_statistics`, for a solver that needs them.
+            statistics: from `measure_statistics` or `measure_trajectories`, for a solver that needs them.
             batch_size: samples per network call.
             options: of the solver.
         """

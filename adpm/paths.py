@@ -25,6 +25,7 @@ from adpm.planning import Plan, Planner, planner
 from adpm.process import Array, Process
 from adpm.progress import Arrays, Keep, in_memory, progress
 from adpm.published_split import Floats
+from adpm.reference import Reference
 from adpm.shortened import shortened
 from adpm.shortest_path import IntArray, edge_table
 from adpm.trajectory import Request
@@ -84,6 +85,7 @@ def find_path(
     needs: Callable[[bool], CostNeeds],
     ms_eps: Callable[[], Floats] | None = None,
     last: int | None = None,
+    reference: Callable[[], Reference] | None = None,
     **options: Any,
 ) -> Path:
     """The path of the trajectory `name`.
@@ -94,7 +96,7 @@ def find_path(
         process: gives the reference times.
         steps: K.
         needs: (whether the last step is priced) -> what planning may ask for.
-        ms_eps: as in `Request`.
+        ms_eps, reference: as in `Request`.
         last: index of the latest reference time that it may begin at; all unless given.
         options: of the trajectory, and of the costs that it plans on; those unsaid have their fields' defaults.
 
@@ -115,7 +117,7 @@ def find_path(
         raise UserError(
             f"`trajectory.steps` = {steps} must lie in 1..{process.steps}, the number of reference times{after}."
         )
-    request = Request(process, steps, ms_eps, solved)
+    request = Request(process, steps, ms_eps, solved, reference)
     fields = lookup(families["trajectory"], name, "`trajectory.name`").fields
     unsaid = {key: own.default for key, own in fields.items() if own.given}
     indices = built(families["trajectory"], name, "`trajectory.name`", request, **{**unsaid, **options})

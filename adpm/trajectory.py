@@ -28,9 +28,11 @@ import numpy as np
 
 from adpm.errors import UserError
 from adpm.families import Field, Kind, built
+from adpm.fitting import best_times
 from adpm.planning import Planner
 from adpm.process import Process
 from adpm.published_split import Floats, published_costs, split_budget
+from adpm.reference import TRAJECTORIES_OF, Reference
 from adpm.shortest_path import IntArray, all_budgets, table_edges
 
 
@@ -45,12 +47,14 @@ class Request:
         steps: K, the number of steps, 1..N.
         ms_eps: gives [N+1], E||eps_network||^2 / d per time, entry 0 unused, for `published_split`.
         planner: options of `least_cost` -> solved costs, for `least_cost`.
+        reference: gives trajectories of the network's flow, for `fitted`.
     """
 
     process: Process
     steps: int
     ms_eps: Callable[[], Floats] | None = None
     planner: Callable[..., Planner] | None = None
+    reference: Callable[[], Reference] | None = None
 
 
 @dataclass(frozen=True)
@@ -297,6 +301,12 @@ TRAJECTORIES: dict[str, Kind] = {
         published_split,
         'the public Analytic-DPM code\'s dynamic programme, "dp_seg"',
         TrajectoryFacts(uses_moments=True),
+    ),
+    "fitted": Kind(
+        lambda request: best_times(request.reference, request.process, request.steps),
+        "ours: the K times at which steps fitted to the network's own flow miss least",
+        TrajectoryFacts(),
+        reads=TRAJECTORIES_OF,
     ),
     "least_cost": Kind(
         least_cost, "the K times whose bound is least by the costs measured", TrajectoryFacts(plans=True), PLANNED

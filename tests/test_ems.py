@@ -22,7 +22,7 @@ from adpm.run.cli import run
 from adpm.run.commands import MODES
 from adpm.run.config import load_config
 from adpm.run.families import house
-from adpm.run.statistics import ems_for, ems_path
+from adpm.run.statistics import KEPT, ems_for
 from adpm.run.store import Parts
 from adpm.sampler import walk
 from sde.process import VE, VP, SubVP
@@ -442,5 +442,5 @@ def test_a_killed_estimation_continues(tmp_path, monkeypatch, capsys):
     ems, again = ems_for(whole), EMS.load(the_file(tmp_path / "killed" / "cache", "statistics-*.npz"))
     assert (
         np.array_equal(ems.bias, again.bias)
-        and ems_path(whole).name == the_file(tmp_path / "killed" / "cache", "*.npz").name
+        and KEPT.path(whole).name == the_file(tmp_path / "killed" / "cache", "*.npz").name
     )

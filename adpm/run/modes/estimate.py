@@ -14,12 +14,11 @@ from adpm.moments import MomentTable, spread_times
 from adpm.ms_eps import write_ms_eps
 from adpm.plots import measured, moment_figure, unexplained_figure
 from adpm.progress import say
+from adpm.run import spectrum, statistics, trajectories
 from adpm.run.assembly import Session
 from adpm.run.figures import save_figure
 from adpm.run.measure import moments_for, moments_key, unexplained_for
 from adpm.run.report import Report
-from adpm.run.spectrum import NAME, show_spectrum, spectrum_for, spectrum_key
-from adpm.run.statistics import CHOICE, ems_for, ems_key, show_ems
 from adpm.run.store import write_whole
 
 _SHOWN = 8
@@ -125,25 +124,38 @@ STATISTICS: dict[str, Kind] = {
         "Var[x0 | x_t] per time: for rules, plans and decoders",
         StatisticsFacts(moments_key, _show_moments),
     ),
-    CHOICE: Kind(
-        ems_for,
+    statistics.KEPT.name: Kind(
+        statistics.ems_for,
         "l, s and b per pixel along the log-SNR, for the solver dpm_solver_v3 (Zheng et al. 2023)",
-        StatisticsFacts(ems_key, show_ems),
+        StatisticsFacts(statistics.KEPT.key, statistics.show_ems),
         {
             "nodes": Field(61, "times at which they are measured, even in log-SNR", low=3),
             "ems_draws": Field(1000, "(image, noise, signs) triples per node", low=2),
             "derivative": Field("auto", "how the network is differentiated", choices="derivative"),
-            "ems_file": Field("", "a statistics file to use; empty = measured when missing", of=()),
+            "ems_file": Field("", "a statistics file to use; empty = measured when missing", of=(), given=False),
         },
     ),
-    NAME: Kind(
-        spectrum_for,
+    spectrum.KEPT.name: Kind(
+        spectrum.spectrum_for,
         "Var[x0 | x_t] per time and coordinate of a basis: for rule spectral, its plans and its integrator",
-        StatisticsFacts(spectrum_key, show_spectrum),
+        StatisticsFacts(spectrum.KEPT.key, spectrum.show_spectrum),
         {
             "basis": Field("auto", "whose coordinates", choices="basis"),
             "coordinates_file": Field(
                 "", "a coordinates file to use; empty = measured when missing", of=(), given=False
+            ),
+        },
+    ),
+    trajectories.KEPT.name: Kind(
+        trajectories.flow_for,
+        "trajectories of the network's own flow, for the solver and the times 'fitted'",
+        StatisticsFacts(trajectories.KEPT.key, trajectories.show_flow),
+        {
+            "starts": Field(200, "trajectories", low=2),
+            "flow_nodes": Field(60, "times along each, even in log-SNR: network calls", low=4),
+            "flow_basis": Field("pca", "whose coordinates steps are fitted in", choices="basis"),
+            "trajectories_file": Field(
+                "", "a trajectories file to use; empty = measured when missing", of=(), given=False
             ),
         },
     ),
