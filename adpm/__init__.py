@@ -29,9 +29,9 @@
 Imports run down this list: errors, families, reading, pickles, process, kernel, noise, denoiser, ideal, derivative,
 draws, gaussian_score, mixture_fit, moments, ms_eps, basis, transforms, bases, shrinkage, coordinates, gaussian,
 variance, shortest_path, costs, planning, published_split, shortened, trajectory, solver, exponential, multistep,
-published_multistep, ems, ems_integrals, dpm_solver_v3, start, sampler, likelihood, cost_table, objective, members,
-progress, ems_measure, drawing, bound, paths, jump, explained, plots, measured, subject, model, nn, run. `sde` and
-`covariance` import this package and not each other.
+published_multistep, ems, ems_integrals, dpm_solver_v3, neighbours, start, sampler, likelihood, cost_table, objective,
+members, progress, ems_measure, drawing, bound, paths, jump, explained, plots, measured, subject, model, nn, run. `sde`
+and `covariance` import this package and not each other.
 """
 
 from __future__ import annotations

@@ -190,6 +190,19 @@ def need_statistics(statistics: EMS | None, who: str) -> EMS:
     return statistics
 
 
+def known_statistics(name: str, statistics: EMS | None, moments: Moments | None, who: str) -> Any:
+    """What a solver needs to know of the network, by the name that its facts have for it: parts of moments, or the EMS.
+
+    Raises:
+        UserError: saying who needs what is not there.
+    """
+    parts: dict[str, Callable[[], Any]] = {
+        "moments": lambda: need(moments, who).table,
+        "coordinates": lambda: need_spectrum(moments, who),
+    }
+    return parts.get(name, lambda: need_statistics(statistics, who))()
+
+
 def known_shape(
     shape: tuple[int, ...] | None, moments: Moments | None, images: Mapping[str, Tensor]
 ) -> tuple[int, ...]:

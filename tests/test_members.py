@@ -41,11 +41,11 @@ class Scaled(PosteriorRule):
 class Halved:
     """The reverse Gaussian with its noise times a factor."""
 
-    def __init__(self, process, rule, eta, factor=1.0):
-        self.inner, self.factor = ReverseGaussian(process, rule, eta), factor
+    def __init__(self, process, rule, eta, loudness=1.0):
+        self.inner, self.loudness = ReverseGaussian(process, rule, eta), loudness
 
     def step(self, denoise, x, t, s, noise, carry=None):
-        return self.inner.step(denoise, x, t, s, lambda draw=0: self.factor * noise(draw), carry)
+        return self.inner.step(denoise, x, t, s, lambda draw=0: self.loudness * noise(draw), carry)
 
 
 class Linear(Headed):
@@ -94,7 +94,7 @@ MEMBERS = {
             Halved,
             "the reverse Gaussian with its noise times a factor",
             SolverFacts(uses_rule=True, uses_eta=True),
-            {"factor": Field(1.0, "of the noise", above=0), "unused": Field(0, "a second option", given=False)},
+            {"loudness": Field(1.0, "of the noise", above=0), "unused": Field(0, "a second option", given=False)},
             reads=("rule.name", "sampling.eta"),
         )
     },
@@ -179,7 +179,7 @@ def test_one_of_each_through_every_mode(file, capsys):
         assert go(file, mode, *FEW) == 0, capsys.readouterr().err
     (folder,) = (file.parent / "run" / "samples").glob("scaled-geometric-K5-eta1-*")
     protocol = json.loads((folder / "protocol.json").read_text())
-    assert protocol["own"]["rule.share"] == 0.5 and protocol["own"]["sampling.factor"] == 1.0
+    assert protocol["own"]["rule.share"] == 0.5 and protocol["own"]["sampling.loudness"] == 1.0
     assert protocol["fields"]["process.beta"] == 0.2 and protocol["path"] == [0, 1, 3, 7, 19, 50]
     variance = np.load(folder / "samples.npz")["variance"]
     images = np.load(folder / "samples.npz")["samples"]
@@ -204,19 +204,19 @@ def test_their_options_are_checked_keyed_documented_and_refused_elsewhere(file, 
     assert len(keys(file) - first) == 1
     for option, told in (
         ("--config.rule.share=2", "config.rule.share = 2.0 must be a number of at least 0 and of at most 1."),
-        ("--config.sampling.factor=0", "config.sampling.factor = 0.0 must be a number above 0."),
+        ("--config.sampling.loudness=0", "config.sampling.loudness = 0.0 must be a number above 0."),
         ("--config.rule.shar=1", "--config.rule.shar is unknown (did you mean"),
     ):
         capsys.readouterr()
         assert go(file, "sample", *FEW, option) == 2
         assert told in capsys.readouterr().err
-    assert go(file, "sample", *FEW, "--config.sampling.solver=reverse_gaussian", "--config.sampling.factor=2") == 2
+    assert go(file, "sample", *FEW, "--config.sampling.solver=reverse_gaussian", "--config.sampling.loudness=2") == 2
     told = capsys.readouterr().err
-    assert "config.sampling.factor = 2.0 does not go with config.sampling.solver = 'reverse_gaussian'" in told
+    assert "config.sampling.loudness = 2.0 does not go with config.sampling.solver = 'reverse_gaussian'" in told
     assert "it is an option of halved" in told
     assert go(file, "describe") == 0
     told = capsys.readouterr().out
-    assert "factor = 1.0 (above 0) [halved]: of the noise" in told
+    assert "loudness = 1.0 (above 0) [halved]: of the noise" in told
     assert "scaled: a share of the data variance" in told
 
 
