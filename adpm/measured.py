@@ -180,14 +180,21 @@ def need_spectrum(moments: Moments | None, who: str) -> Spectrum:
     return spectrum
 
 
-def need_statistics(statistics: EMS | Flow | None, who: str) -> EMS | Flow:
-    """The statistics, if there are any.
+def known_statistics(name: str, statistics: EMS | Flow | None, moments: Moments | None, who: str) -> Any:
+    """What a solver needs to know of the network, by the name that its facts have for it.
 
     Raises:
-        UserError: saying who needs them.
+        UserError: saying who needs what is not there.
     """
-    if statistics is None:
-        raise UserError(f"{who} needs `statistics`, of model.measure_statistics or measure_trajectories.")
+    parts: dict[str, Callable[[], Any]] = {
+        "moments": lambda: need(moments, who).table,
+        "coordinates": lambda: need_spectrum(moments, who),
+    }
+    if name in parts:
+        return parts[name]()
+    kind, made = {"ems": (EMS, "measure_statistics"), "trajectories": (Flow, "measure_trajectories")}[name]
+    if not isinstance(statistics, kind):
+        raise UserError(f"{who} needs `statistics`: statistics = model.{made}(images).")
     return statistics
 
 

@@ -15,6 +15,8 @@ from adpm.likelihood import DECODERS
 from adpm.mixture_fit import CLUSTERS
 from adpm.moments import ESTIMATORS
 from adpm.multistep import FINAL_ORDERS, INTERPOLATED
+from adpm.neighbours import RULES as NEIGHBOUR_RULES
+from adpm.neighbours import SOLVERS as NEIGHBOUR_SOLVERS
 from adpm.objective import OBJECTIVES
 from adpm.planning import BUDGETS, PLANNING_METHODS
 from adpm.process import PROCESSES
@@ -31,13 +33,13 @@ MEMBERS: Families = {
     "eps_after_clip": EPS_AFTER_CLIP,
     "objective": OBJECTIVES,
     "basis": BASES,
-    "rule": RULES,
+    "rule": {**RULES, **NEIGHBOUR_RULES},
     "estimator": ESTIMATORS,
     "trajectory": TRAJECTORIES,
     "cost": COSTS,
     "budget": BUDGETS,
     "planning_method": PLANNING_METHODS,
-    "solver": {**SOLVERS, **MULTISTEP, **V3, **FITTED},
+    "solver": {**SOLVERS, **MULTISTEP, **V3, **FITTED, **NEIGHBOUR_SOLVERS},
     "dpmpp_second": DPMPP_SECONDS,
     "dpmpp_third": DPMPP_THIRDS,
     "unipc_basis": UNIPC_BASES,

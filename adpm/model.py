@@ -27,7 +27,7 @@ from adpm.ems import EMS
 from adpm.ems_measure import keyed_draws, measure_ems
 from adpm.errors import UserError, lookup
 from adpm.families import Families, built
-from adpm.measured import Moments, Plan, known_shape, measured_moments, need, need_spectrum, need_statistics
+from adpm.measured import Moments, Plan, known_shape, known_statistics, measured_moments, need, need_spectrum
 from adpm.members import MEMBERS
 from adpm.moments import spread_times
 from adpm.paths import Pricing, find_path
@@ -267,7 +267,7 @@ class Model(Subject):
         along, chosen = plan.after(begin, self.process), solver
         if isinstance(chosen, str):
             facts = lookup(self.families["solver"], chosen, "`solver`").facts
-            needed = partial(need_statistics, statistics, f"solver '{chosen}'")
+            needed = partial(known_statistics, facts.statistics, statistics, plan.moments, f"solver '{chosen}'")
             protocol = facts.given(along, eta, lambda: self.rule(rule, plan.moments), needed)
             chosen = built(self.families["solver"], chosen, "`solver`", self.process, protocol=protocol, **options)
         like = known_shape(shape, plan.moments, self.images)

@@ -88,8 +88,8 @@ class SolverFacts:
         uses_eta: whether eta is a choice, given as `eta`; else it is part of the solver.
         needs_sde: whether it wants a process with drift and diffusion.
         uses_path: whether it wants to know the whole path from the start, given as `times` [K+1].
-        statistics: the kind of statistics of the network that it needs, "moments" or "ems"; given as `statistics`, a
-            function that measures them when it is called. "": none.
+        statistics: the kind of statistics of the network that it needs, "moments", "coordinates" or "ems"; given as
+            `statistics`, a function that measures them when it is called. "": none.
     """
 
     uses_rule: bool = False

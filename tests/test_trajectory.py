@@ -51,10 +51,12 @@ def asked(last: int, steps: int) -> Request:
     return Request(request.process, steps, ms_eps=request.ms_eps, planner=request.planner)
 
 
+MEMBERS = TRAJECTORIES.keys() - {"fitted"}  # which has the times of trajectories alone: tests/test_fitted.py
+
 # Laws of every member
 
 
-@pytest.mark.parametrize("name", sorted(TRAJECTORIES))
+@pytest.mark.parametrize("name", sorted(MEMBERS))
 @pytest.mark.parametrize("last", [1, 2, 3, 30, 200])
 def test_a_path_or_a_refusal_in_words(name: str, last: int) -> None:
     """For every K: [0 < t_1 < ... < t_K <= N] with K steps, or a sentence with the field, the value and a way out."""
@@ -76,13 +78,13 @@ def test_a_path_or_a_refusal_in_words(name: str, last: int) -> None:
     assert paths >= min(last, 4) // 2 + (last == 1)
 
 
-@pytest.mark.parametrize("name", sorted(TRAJECTORIES.keys() - {"quadratic", "stride"}))
+@pytest.mark.parametrize("name", sorted(MEMBERS - {"quadratic", "stride"}))
 def test_paths_end_at_the_noise(name: str) -> None:
     for steps in (2, 5, 10):
         assert trajectory(name, asked(200, steps))[-1] == 200
 
 
-@pytest.mark.parametrize("name", sorted(TRAJECTORIES.keys() - {"quadratic"}))
+@pytest.mark.parametrize("name", sorted(MEMBERS - {"quadratic"}))
 @pytest.mark.parametrize("last", [2, 30, 200])
 def test_all_times(name: str, last: int) -> None:
     """K = N leaves one path, and those that can make as many different steps give it."""
