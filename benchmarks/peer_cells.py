@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 import adpm
+from adpm.coordinates import Spectrum
 from adpm.ems import EMS
 from adpm.measured import Plan
 from adpm.noise import KeyedNoise
 from adpm.paths import Path as Times
+from adpm.reference import Flow, Reference
 from adpm.run.metrics import FEATURES, FrechetDistance, energy_distance
 from adpm.sampler import keyed
 from benchmarks import diffusers_peers
@@ -25,7 +27,7 @@ CONFIG = "configs/digits.py"
 TIMES = 100  # of the moments
 
 PATHS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in ("even", "stride", "power2", "log_snr", "karras", "least_cost")},
+    **{name: (name, {}) for name in ("even", "stride", "power2", "log_snr", "karras", "least_cost", "fitted")},
     "log_snr to 4": ("log_snr", {"log_snr_max": 4.0}),
     "karras to 4": ("karras", {"log_snr_max": 4.0}),
 }
@@ -34,7 +36,7 @@ PATHS: dict[str, tuple[str, dict[str, Any]]] = {
 NODES, STATISTICS_DRAWS = 60, 1000  # of the statistics of DPM-Solver-v3
 FIGURES = ("features, train", "features, test", "pixels, train", "pixels, test", "energy, test")
 
-V3 = "adpm DPM-Solver-v3"
+V3, FITTED = "adpm DPM-Solver-v3", "adpm fitted"
 OURS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "adpm DDIM": ({"rule": "small", "eta": 0.0}, ({},)),
     "adpm analytic, eta 1": ({"rule": "analytic", "eta": 1.0}, ({},)),
@@ -45,6 +47,11 @@ OURS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "adpm iPNDM": ({"solver": "ipndm"}, ({"order": 2}, {"order": 3})),
     "adpm SA-Solver, eta 0.5": ({"solver": "sa", "eta": 0.5}, ({"order": 2},)),
     V3: ({"solver": "dpm_solver_v3"}, ({"order": 2}, {"order": 3})),
+    "adpm aDDIM": ({"solver": "addim"}, ({},)),
+    "adpm CNS, eta 1": ({"rule": "cns", "eta": 1.0}, ({},)),
+    "adpm spectral, eta 1": ({"rule": "spectral", "eta": 1.0}, ({},)),
+    "adpm spectral, eta 0": ({"rule": "spectral", "eta": 0.0}, ({},)),
+    FITTED: ({"solver": "fitted"}, ({"bands": 1}, {"bands": 8})),
 }
 """Name -> what is given to Model.sample, and the options that are tried."""
 
@@ -119,11 +126,17 @@ def _ours(cell: Cell, workdir: Path) -> Tensor:
     trajectory, *_ = cell.setting.split(", ")
     options = next(o for o in tried if cell.setting == ", ".join([trajectory, *(f"{k} {v}" for k, v in o.items())]))
     path = np.load(plan_file(workdir, cell.clip, trajectory, cell.steps))
-    moments = adpm.Moments.load(moments_file(workdir, cell.clip), model.process)
-    plan = Plan(Times(path, model.process.times[path], None), moments)
-    file = statistics_file(workdir)
-    known = {"statistics": EMS.load(file)} if file.is_file() else {}
-    return model.sample(plan, n=cell.samples, seed=cell.seed, batch_size=500, **given, **options, **known)
+    plan = Plan(Times(path, model.process.times[path], None), moments_of(workdir, cell.clip))
+    known = {V3: lambda: EMS.load(statistics_file(workdir)), FITTED: lambda: flow_of(workdir)}.get(cell.name)
+    return model.sample(
+        plan,
+        n=cell.samples,
+        seed=cell.seed,
+        batch_size=500,
+        statistics=known() if known else None,
+        **given,
+        **options,
+    )
 
 
 def _peer(cell: Cell, workdir: Path) -> Tensor:
@@ -143,6 +156,10 @@ def moments_file(workdir: Path, clip: bool) -> Path:
     return workdir / f"moments-{called(clip)}.npz"
 
 
+def coordinates_file(moments: Path) -> Path:
+    return moments.with_stem(f"{moments.stem}-coordinates")
+
+
 def plan_file(workdir: Path, clip: bool, trajectory: str, steps: int) -> Path:
     return workdir / "plans" / f"{trajectory}-{called(clip)}-K{steps}.npy"
 
@@ -151,23 +168,42 @@ def statistics_file(workdir: Path) -> Path:
     return workdir / "statistics.npz"
 
 
-def _indices(model: adpm.Model, moments: adpm.Moments, steps: int, name: str, draws: int) -> np.ndarray:
+def moments_of(workdir: Path, clip: bool) -> adpm.Moments:
+    """Moments, with those per coordinate."""
+    file = moments_file(workdir, clip)
+    moments = adpm.Moments.load(file, model_of(clip, workdir).process)
+    return replace(moments, spectrum=Spectrum.load(coordinates_file(file)))
+
+
+@cache
+def flow_of(workdir: Path) -> Flow:
+    """The trajectories that fitted steps and times are fitted to."""
+    model, file = model_of(False, workdir), workdir / "trajectories.npz"
+    if not file.is_file():
+        model.measure_trajectories().reference.save(file)
+    return Flow(Reference.load(file), model.denoise, model.process)
+
+
+def _indices(workdir: Path, clip: bool, steps: int, name: str, draws: int) -> np.ndarray:
     trajectory, options = PATHS[name]
-    return model.plan(moments, steps, trajectory, draws=draws, **options).path.indices
+    flow = flow_of(workdir) if trajectory == "fitted" else None
+    moments = moments_of(workdir, clip)
+    return model_of(clip, workdir).plan(moments, steps, trajectory, draws=draws, flow=flow, **options).path.indices
 
 
 def prepare(workdir: Path, budgets: Sequence[int], trajectories: Sequence[str], draws: int, statistics: bool) -> None:
-    """Moments, paths and DPM-Solver-v3's statistics, each measured once."""
+    """Moments, paths and what solvers need to know of the network, each measured once."""
     (workdir / "plans").mkdir(parents=True, exist_ok=True)
     if statistics and not statistics_file(workdir).is_file():
         model_of(False, workdir).measure_statistics(nodes=NODES, draws=STATISTICS_DRAWS).save(statistics_file(workdir))
     for clip in (True, False):
         model, file = model_of(clip, workdir), moments_file(workdir, clip)
-        if not file.is_file():
-            model.measure(draws=draws, times=TIMES).save(file)
-        moments = adpm.Moments.load(file, model.process)
+        if not coordinates_file(file).is_file():
+            moments = model.measure(draws=draws, times=TIMES, basis="auto")
+            moments.save(file)
+            moments.spectrum.save(coordinates_file(file))
         for steps in budgets:
             for trajectory in trajectories:
                 made = plan_file(workdir, clip, trajectory, steps)
                 if not made.is_file():
-                    np.save(made, _indices(model, moments, steps, trajectory, draws))
+                    np.save(made, _indices(workdir, clip, steps, trajectory, draws))

@@ -77,8 +77,8 @@ SHORTER = {
         *["--patches=300", "--components=2", "--times=12", "--draws=50", "--seeds=2", "--steps", "3", "5"],
     ],
     "benchmarks.peers": [
-        *["--steps=3", "--screen=40", "--samples=40", "--seeds=2", "--draws=12", "--trajectories=even"],
-        *["--workers=1", "--only", "DDIM", "adpm UniPC"],
+        *["--steps=3", "--screen=40", "--samples=40", "--seeds=2", "--draws=20", "--trajectories=even"],
+        *["--workers=1", "--only", "DDIM", "adpm UniPC", "adpm spectral, eta 0"],
     ],
     "benchmarks.planning": ["--quick"],
 }
