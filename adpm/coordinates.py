@@ -40,7 +40,7 @@ COORDINATES = ("moments.basis", "moments.coordinates_file")
 """The fields that whoever uses a spectrum reads."""
 
 FOLDS = 4
-LEAST_DRAWS = 4 * FOLDS
+LEAST_DRAWS = 3 * FOLDS
 _FIELDS = ("residual", "error", "raw", "raw_error", "folds")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -125,7 +126,10 @@ def _ours(cell: Cell, workdir: Path) -> Tensor:
     model, (given, tried) = model_of(cell.clip, workdir), OURS[cell.name]
     trajectory, *_ = cell.setting.split(", ")
     options = next(o for o in tried if cell.setting == ", ".join([trajectory, *(f"{k} {v}" for k, v in o.items())]))
-    path = np.load(plan_file(workdir, cell.clip, trajectory, cell.steps))
+    file = plan_file(workdir, cell.clip, trajectory, cell.steps)
+    if not file.is_file():
+        raise adpm.UserError(f"'{trajectory}' has no path of {cell.steps} steps")
+    path = np.load(file)
     plan = Plan(Times(path, model.process.times[path], None), moments_of(workdir, cell.clip))
     known = {V3: lambda: EMS.load(statistics_file(workdir)), FITTED: lambda: flow_of(workdir)}.get(cell.name)
     return model.sample(
@@ -206,4 +210,5 @@ def prepare(workdir: Path, budgets: Sequence[int], trajectories: Sequence[str], 
             for trajectory in trajectories:
                 made = plan_file(workdir, clip, trajectory, steps)
                 if not made.is_file():
-                    np.save(made, _indices(workdir, clip, steps, trajectory, draws))
+                    with suppress(adpm.UserError):  # some have no path of so many steps
+                        np.save(made, _indices(workdir, clip, steps, trajectory, draws))

@@ -67,6 +67,8 @@ SHORTER = {
         *["--kills=1", "--config=configs/compare_toy.py:tiny", "--config.grid.steps=(3,)", "--config.grid.seeds=(0,)"],
         *["--config.grid.rules=('small',)", "--config.grid.etas=(1.0,)", "--config.grid.trajectories=('even',)"],
     ],
+    "--config.moments.statistics=trajectories": ["--config.moments.starts=20", "--config.moments.flow_nodes=8"],
+    "--config.sampling.solver=fitted": ["--config.moments.starts=20", "--config.moments.flow_nodes=8"],
     "benchmarks.estimators": ["--draws=300", "--dense=4"],
     "benchmarks.jumps": ["--samples=20", "--seeds=2", "--steps=5", "--trajectories=even"],
     "benchmarks.langevin": ["--chains=20"],
