@@ -106,10 +106,13 @@ def options(section: Mapping[str, Any], *left_out: str) -> dict[str, Any]:
     return {key: value for key, value in section.items() if value is not None and key not in left_out}
 
 
-def random_cifar10(tiny: bool = False) -> Model:
-    """A network of CIFAR-10's size, its weights random with variance 1/fan-in, so that no layer starts as nothing."""
+def random_cifar10(tiny: bool = False, **other: Any) -> Model:
+    """A network of CIFAR-10's size, or with `other` options, its weights random, so that no layer starts as nothing.
+
+    Their variance is 1/fan-in.
+    """
     shape = (3, 8, 8) if tiny else (3, 32, 32)
-    network = iddpm.build(shape, **(TINY if tiny else CIFAR10))
+    network = iddpm.build(shape, **(TINY if tiny else {**CIFAR10, **other}))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in network.parameters():

@@ -22,16 +22,19 @@ def describe(what: str) -> None:
 
 
 def interleaved(
-    bare: Callable[[], object], whole: Callable[[], object], repeats: int
+    bare: Callable[[], object],
+    whole: Callable[[], object],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[float], list[float]]:
     """(seconds of `whole` over `bare`, seconds of `bare`) for pairs of alternating order, after two for warm-up."""
     ratios, seconds = [], []
     for repeat in range(repeats + 2):
         pair = []
         for work in (bare, whole) if repeat % 2 else (whole, bare):
-            started = time.perf_counter()
+            started = clock()
             work()
-            pair.append(time.perf_counter() - started)
+            pair.append(clock() - started)
         b, w = pair if repeat % 2 else pair[::-1]
         if repeat >= 2:
             ratios.append(w / b)

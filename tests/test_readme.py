@@ -74,7 +74,7 @@ SHORTER = {
     "benchmarks.langevin": ["--chains=20"],
     "benchmarks.heads_exact": ["--iterations=3", "--draws=100"],
     "benchmarks.head_step": ["--batch=8", "--steps=1", "--repeats=2"],
-    "benchmarks.overhead": ["--batch=8", "--steps=2", "--repeats=2"],
+    "benchmarks.overhead": ["--batch=8", "--unet-batch=2", "--steps=2", "--repeats=2", "--tiny"],
     "benchmarks.patch_world": [
         *["--patches=300", "--components=2", "--times=12", "--draws=50", "--seeds=2", "--steps", "3", "5"],
     ],
@@ -83,6 +83,9 @@ SHORTER = {
         *["--workers=1", "--only", "DDIM", "adpm UniPC", "adpm spectral, eta 0"],
     ],
     "benchmarks.planning": ["--quick"],
+    "benchmarks.spectral_bits": [
+        *["--models", "linear", "--images=6", "--draws=16", "--times=12", "--steps", "3", "5"],
+    ],
 }
 
 
@@ -105,6 +108,7 @@ WITH_WORKDIR = (
     "benchmarks.heads_exact",
     "benchmarks.jumps",
     "benchmarks.peers",
+    "benchmarks.spectral_bits",
 )
 FEW_DRAWS = ["--config.moments.draws=12", "--config.moments.times=12"]
 # A head is trained on the shipped network; a network of its own can be a small one.
