@@ -101,6 +101,9 @@ def test_x0_before_limits_has_residuals_of_its_own() -> None:
     rho2 = np.exp(-PROCESS.log_snr(found.times))[:, None]
     assert (np.abs(found.residual - second) < 5.0 * found.error + 1e-9).all()
     np.testing.assert_allclose(found.raw, np.broadcast_to(rho2, found.raw.shape), rtol=1e-6)  # a control's very value
+    for raw, values, errors in ((False, found.residual, found.error), (True, found.raw, found.raw_error)):
+        np.testing.assert_array_equal(found.smoothed(raw), shrunk(values, errors, found.order, found.how))
+    assert (np.diff(found.variance[found.order]) <= 0.0).all() and (np.diff(found.variance) > 0.0).any()
 
 
 def test_batches_change_nothing_and_folds_average_to_the_whole() -> None:
@@ -142,6 +145,26 @@ def test_shrinkage_weighs_by_error_bars_and_keeps_to_them() -> None:
     got = shrunk(values, errors, order, Shrinkage(2, 0, 0.1))
     np.testing.assert_allclose(got, 2.0 * (1.0 + weight * np.array([[-0.5, 0.5]])))
     np.testing.assert_allclose(shrunk(np.array([[0.0, 3.0]]), errors, order, Shrinkage(2)), [[0.4, 3.0]])
+
+
+def test_averages_over_times_have_smaller_errors() -> None:
+    """Three rows of errors e and values 1, 3: v = (e/2)^2 / 3 in the middle, / 2 at the ends."""
+    values, errors = np.tile([[1.0, 3.0]], (3, 1)), np.full((3, 2), 0.4)
+    got = shrunk(values, errors, np.arange(2), Shrinkage(2, 1, 0.1))
+    for row, count in ((0, 2), (1, 3), (2, 2)):
+        weight = 0.01 / (0.01 + 0.04 / count)
+        np.testing.assert_allclose(got[row], 2.0 + weight * np.array([-1.0, 1.0]))
+
+
+def test_folds_that_are_left_in_have_larger_errors() -> None:
+    rng = np.random.default_rng(3)
+    folds, errors, order = rng.uniform(0.5, 2.0, (4, 2, 3)), rng.uniform(0.1, 0.3, (2, 3)), np.arange(3)
+    drop, how = np.array([1.0, 5.0]), Shrinkage(3, 1, 0.2)
+    wanted = [
+        held_out(shrunk(np.delete(folds, i, 0).mean(0), errors * np.sqrt(4 / 3), order, how), folds[i], drop)
+        for i in range(4)
+    ]
+    assert scored(folds, errors, order, drop, how) == pytest.approx(np.mean(wanted))
 
 
 def test_neighbours_are_those_in_order_and_in_time() -> None:
@@ -247,6 +270,8 @@ def test_costs_along_axes_are_the_mean_of_each_and_the_scalars_where_axes_agree(
     scalar = kl_costs(PROCESS, same[:, 0], project=False)
     np.testing.assert_allclose(axes_costs(PROCESS, same).table, scalar.table, rtol=1e-9)
     smooth = np.geomspace(0.5, 0.01, 600) * np.ones((201, 1))
+    uneven = np.array([1.0, 9.0, 1.0, 9.0, 1.0]) * np.ones((201, 1))
+    np.testing.assert_allclose(axes_costs(PROCESS, uneven, groups=2).table, axes_costs(PROCESS, uneven).table)
     grouped, each = axes_costs(PROCESS, smooth, groups=100), axes_costs(PROCESS, smooth, groups=600)
     np.testing.assert_allclose(grouped.table, each.table, rtol=1e-4)
 
@@ -288,7 +313,7 @@ def test_file_keeps_everything(tmp_path: Path) -> None:
         back.require({"weights": "xyz"}, tmp_path / "s.npz")
 
 
-@pytest.mark.parametrize("damage", ["times", "residual", "folds", "shape", "basis"])
+@pytest.mark.parametrize("damage", ["times", "residual", "folds", "shape", "basis", "other basis"])
 def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
     spectrum, path = measured(MIXED, 60, 8), tmp_path / "s.npz"
     bad: dict[str, Any] = {
@@ -297,8 +322,9 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
         "folds": spectrum.folds[:2],
         "shape": (1, 3, 4),
         "basis": Matrix(2.0 * torch.eye(DIM, dtype=torch.float64)),
+        "other basis": Matrix(torch.eye(4, dtype=torch.float64)),
     }
-    replace(spectrum, **{damage: bad[damage]}).save(path)
+    replace(spectrum, **{damage.split()[-1]: bad[damage]}).save(path)
     with pytest.raises(UserError, match="is not a coordinates file"):
         Spectrum.load(path)
 
