@@ -70,7 +70,9 @@ def rule(world: World, name: str) -> Rule:
         variance=lambda estimator: world.average,
         data_variance=world.mixture.variance,
         state_bound=1.0,
-        first_variance=lambda: 0.0,  # for the learned interpolation, which is not here
+        first_variance=lambda: 0.0,  # for the learned interpolation, which is not here, as no other axes are
+        spectrum=lambda: None,
+        process=world.process,
     )
     return RULES[name].build(needs)
 
