@@ -105,8 +105,8 @@ class Spectrum:
 
         return at
 
-    def save(self, path: Path) -> None:
-        """Write everything to one npz file."""
+    def arrays(self) -> dict[str, Any]:
+        """Everything, by name; none of them is a moment table's but the times, which are the same."""
         about = {
             "name": self.name,
             "draws": self.draws,
@@ -115,10 +115,18 @@ class Spectrum:
             "shape": list(self.shape),
             "provenance": dict(self.provenance),
         }
-        arrays = {name: getattr(self, name) for name in ("times", "variance", *_FIELDS)}
-        arrays |= basis_arrays(self.basis)
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in ("times", "variance", *_FIELDS)}
+        return {**arrays, **basis_arrays(self.basis), "about": np.array(json.dumps(about, sort_keys=True))}
+
+    def save(self, path: Path) -> None:
+        """Write everything to one npz file."""
         with path.open("wb") as file:
-            np.savez(file, about=np.array(json.dumps(about, sort_keys=True)), **arrays)
+            np.savez(file, **self.arrays())
+
+    @staticmethod
+    def is_in(path: Path) -> bool:
+        """Whether a file of moments holds those per coordinate, too."""
+        return "about" in read_npz(path)
 
     @staticmethod
     def load(path: Path) -> Spectrum:

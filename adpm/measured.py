@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from adpm.coordinates import Bases, Spectrum, Watch, spectrum_of
@@ -57,8 +58,10 @@ class Moments:
         return moment_figure(self.table, self.process)
 
     def save(self, path: str | File) -> None:
-        """Write one npz file, which `load` and `config.moments.file` read."""
-        self.table.save(File(path))
+        """Write one npz file, which `load`, `config.moments.file` and `config.moments.coordinates_file` read."""
+        spectrum = self.spectrum.arrays() if self.spectrum else {}
+        with File(path).open("wb") as file:
+            np.savez(file, **{**spectrum, **self.table.arrays()})
 
     @staticmethod
     def load(path: str | File, process: Process) -> Moments:
@@ -67,7 +70,8 @@ class Moments:
         Raises:
             UserError: if there is no such file.
         """
-        return Moments(MomentTable.load(File(path)), process)
+        table = MomentTable.load(File(path))
+        return Moments(table, process, Spectrum.load(File(path)) if Spectrum.is_in(File(path)) else None)
 
 
 def measured_moments(

@@ -154,17 +154,20 @@ class MomentTable:
         with np.errstate(divide="ignore"):
             return np.divide(off, values[1:-1], out=np.zeros_like(off), where=np.abs(off) > 2.0 * _SMALLEST)
 
+    def arrays(self) -> dict[str, Any]:
+        """Everything, by name."""
+        return {
+            "times": self.times,
+            **stacked(self.draws),
+            "shape": np.array(self.shape, dtype=np.int64),
+            "data_variance": np.float64(self.data_variance),
+            "provenance": np.array(json.dumps(dict(self.provenance), sort_keys=True)),
+        }
+
     def save(self, path: Path) -> None:
         """Write everything to one npz file."""
         with path.open("wb") as file:
-            np.savez(
-                file,
-                times=self.times,
-                **stacked(self.draws),  # type: ignore[arg-type]
-                shape=np.array(self.shape, dtype=np.int64),
-                data_variance=np.float64(self.data_variance),
-                provenance=np.array(json.dumps(dict(self.provenance), sort_keys=True)),
-            )
+            np.savez(file, **self.arrays())
 
     @staticmethod
     def load(path: Path) -> MomentTable:

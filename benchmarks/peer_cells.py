@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 import adpm
-from adpm.coordinates import Spectrum
 from adpm.ems import EMS
 from adpm.measured import Plan
 from adpm.noise import KeyedNoise
@@ -157,11 +156,7 @@ def _peer(cell: Cell, workdir: Path) -> Tensor:
 
 
 def moments_file(workdir: Path, clip: bool) -> Path:
-    return workdir / f"moments-{called(clip)}.npz"
-
-
-def coordinates_file(moments: Path) -> Path:
-    return moments.with_stem(f"{moments.stem}-coordinates")
+    return workdir / f"coordinates-{called(clip)}.npz"
 
 
 def plan_file(workdir: Path, clip: bool, trajectory: str, steps: int) -> Path:
@@ -173,10 +168,7 @@ def statistics_file(workdir: Path) -> Path:
 
 
 def moments_of(workdir: Path, clip: bool) -> adpm.Moments:
-    """Moments, with those per coordinate."""
-    file = moments_file(workdir, clip)
-    moments = adpm.Moments.load(file, model_of(clip, workdir).process)
-    return replace(moments, spectrum=Spectrum.load(coordinates_file(file)))
+    return adpm.Moments.load(moments_file(workdir, clip), model_of(clip, workdir).process)
 
 
 @cache
@@ -202,10 +194,8 @@ def prepare(workdir: Path, budgets: Sequence[int], trajectories: Sequence[str], 
         model_of(False, workdir).measure_statistics(nodes=NODES, draws=STATISTICS_DRAWS).save(statistics_file(workdir))
     for clip in (True, False):
         model, file = model_of(clip, workdir), moments_file(workdir, clip)
-        if not coordinates_file(file).is_file():
-            moments = model.measure(draws=draws, times=TIMES, basis="auto")
-            moments.save(file)
-            moments.spectrum.save(coordinates_file(file))
+        if not file.is_file():
+            model.measure(draws=draws, times=TIMES, basis="auto").save(file)
         for steps in budgets:
             for trajectory in trajectories:
                 made = plan_file(workdir, clip, trajectory, steps)

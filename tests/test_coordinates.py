@@ -20,6 +20,7 @@ from adpm.draws import Source
 from adpm.errors import UserError
 from adpm.gaussian import InBasis
 from adpm.kernel import reverse_kernel
+from adpm.measured import Moments
 from adpm.model import Model
 from adpm.moments import spread_times
 from adpm.process import PROCESSES, Array
@@ -311,6 +312,18 @@ def test_file_keeps_everything(tmp_path: Path) -> None:
     back.require({"weights": "abc"}, tmp_path / "s.npz")
     with pytest.raises(UserError, match="belongs to something else .*weights"):
         back.require({"weights": "xyz"}, tmp_path / "s.npz")
+
+
+def test_moments_keep_their_coordinates(tmp_path: Path) -> None:
+    model, source = model_of(MIXED), source_of(MIXED)
+    for basis in ("", "dct"):
+        moments = model.measure(source, 20, 6, basis=basis)
+        moments.save(tmp_path / "m.npz")
+        back = Moments.load(tmp_path / "m.npz", PROCESS)
+        np.testing.assert_array_equal(back.estimate().values, moments.estimate().values)
+        assert (back.spectrum is None) == (moments.spectrum is None)
+        if back.spectrum is not None and moments.spectrum is not None:
+            np.testing.assert_array_equal(back.spectrum.residual, moments.spectrum.residual)
 
 
 @pytest.mark.parametrize("damage", ["times", "residual", "folds", "shape", "basis", "other basis"])
