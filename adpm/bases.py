@@ -7,6 +7,7 @@ between machines, and the moments would be those of other axes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -83,6 +84,10 @@ def basis_arrays(basis: Basis) -> dict[str, NDArray[Any]]:
     `basis` holds the names of the parts in the order in which they act, `basis_N_...` what part N is made of.
     """
     parts, names = list(_parts(basis)), {kind: name for name, kind in STORED.items()}
+    if unknown := [type(part).__name__ for part in parts if type(part) not in names]:
+        raise UserError(
+            f"a basis {unknown[0]} cannot be kept; those that can: {', '.join(STORED)}, and their products."
+        )
     out: dict[str, NDArray[Any]] = {"basis": np.array([names[type(part)] for part in parts])}
     for number, part in enumerate(parts):
         for entry in part.STATE:
@@ -251,8 +256,18 @@ BASES: dict[str, Kind] = {
 
 
 def bases_of(family: Family, name: str, needs: BasisNeeds, **options: Any) -> dict[str, Basis]:
-    """The basis of a name, or, where that chooses, all others that fit the data without options of their own."""
+    """The basis of a name, or, where that chooses, all others that fit the data without options of their own.
+
+    Raises:
+        UserError: as the basis says; for options where there is a choice of bases.
+    """
     if not lookup(family, name, "`basis`").facts.chooses:
         return {name: built(family, name, "`basis`", needs, **options)}
-    fitting = [n for n, kind in family.items() if not kind.facts.chooses and not kind.facts.misfit(needs.shape)]
-    return {n: built(family, n, "`basis`", needs) for n in fitting}
+    if options:
+        raise UserError(f"`basis` '{name}' has no option `{min(options)}`; name the basis that has it.")
+    out = {}
+    for member, kind in family.items():
+        if not kind.facts.chooses and not kind.facts.misfit(needs.shape):
+            with suppress(UserError):  # such as PCA of one image
+                out[member] = built(family, member, "`basis`", needs)
+    return out

@@ -96,7 +96,11 @@ class Spectrum:
         """
         logs, low, high = np.log(self.smoothed(raw)), self.times[0], self.times[-1]
         single = len(self.times) == 1
-        found = (lambda at: logs[0]) if single else PchipInterpolator(-process.log_snr(self.times), logs)
+        found = (
+            (lambda at: np.broadcast_to(logs[0], (*np.shape(at), logs.shape[1])))
+            if single
+            else PchipInterpolator(-process.log_snr(self.times), logs)
+        )
 
         def at(t: Array) -> Array:
             if np.any(t < low) or np.any(t > high):
@@ -138,6 +142,8 @@ class Spectrum:
         plain_file(path, "coordinates file")
         try:
             arrays = read_npz(path)
+            if "about" not in arrays:
+                raise UserError("it holds no moments per coordinate")
             about = json.loads(str(arrays["about"]))
             own: dict[str, Any] = {name: arrays[name].astype(np.float64) for name in ("times", "variance", *_FIELDS)}
             basis = basis_from(arrays)
@@ -181,18 +187,24 @@ def _require(spectrum: Spectrum) -> None:
 
 
 class Sums:
-    """Sums over draws of the columns e_f^2, its raw twin and the controls, by fold; float64."""
+    """Sums over draws of the columns e_f^2, its raw twin and the controls, by fold; float64.
+
+    Args:
+        dim: d.
+        period: number of images, which draws go through again and again: those of one image are in one fold.
+    """
 
     columns = 5
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, period: int) -> None:
+        self.period = period
         self.count = np.zeros(FOLDS)
         self._first = torch.zeros(FOLDS, self.columns, dim, dtype=torch.float64)
         self._second = torch.zeros(self.columns, self.columns, dim, dtype=torch.float64)
 
     def add(self, start: int, columns: Tensor) -> None:
         """Columns [B, 5, d] of the draws start, start + 1, ..."""
-        fold = (start + torch.arange(len(columns))) % FOLDS
+        fold = (start + torch.arange(len(columns))) % self.period % FOLDS
         self.count += np.bincount(fold.numpy(), minlength=FOLDS)
         self._first.index_add_(0, fold, columns.cpu())
         self._second += torch.einsum("bid,bjd->ijd", columns, columns).cpu()
@@ -204,7 +216,9 @@ class Sums:
         scatter = (self._second - n * mean[:, None] * mean[None]).permute(2, 0, 1)  # [d, 5, 5]
         slope = torch.linalg.pinv(scatter[:, 2:, 2:], hermitian=True) @ scatter[:, 2:, :2]  # [d, 3, 2]
         left = (scatter[:, :2, :2] - scatter[:, :2, 2:] @ slope).diagonal(dim1=1, dim2=2).clamp_min(0.0)
-        error = (left / ((n - FITTED) * n)).sqrt().T.numpy()
+        controls = mean[2:].T[:, :, None]  # [d, 3, 1]
+        leverage = (controls.mT @ torch.linalg.pinv(scatter[:, 2:, 2:], hermitian=True) @ controls)[:, :, 0]
+        error = (left / (n - FITTED) * (1.0 / n + leverage)).sqrt().T.numpy()
         fold_mean = self._first / torch.as_tensor(self.count)[:, None, None]
         fold_value = (fold_mean[:, :2] - torch.einsum("fcd,dck->fkd", fold_mean[:, 2:], slope)).numpy()
         value = (mean[:2] - torch.einsum("cd,dck->kd", mean[2:], slope)).numpy()
@@ -251,7 +265,8 @@ class Watch:
             raise UserError(f"`draws` = {draws} is too few for error bars of coordinates; use at least {LEAST_DRAWS}.")
         self._bases, self._mean, self._done = bases, source.mean, 0
         self._alpha, self._sigma = float(process.alpha(t)), float(process.sigma(t))
-        self._sums = {name: Sums(source.mean.numel()) for name in bases.bases}
+        period = source.size if source.size >= FOLDS else draws
+        self._sums = {name: Sums(source.mean.numel(), period) for name in bases.bases}
 
     def add(self, x0: Tensor, eps: Tensor, x: Tensor, prediction: Prediction) -> None:
         """The next draws."""

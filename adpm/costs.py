@@ -160,6 +160,8 @@ def bound_costs(
     def column(t: int) -> Array:
         kernel = reverse_kernel(process, times[t], times[1:t], eta)
         w = np.asarray(rule(kernel), dtype=np.float64)
+        if w.ndim > 1:
+            raise UserError("`cost` = 'bound' needs one variance per step; this rule wants 'axes' or 'measured'.")
         if not (w > 0).all():
             raise UserError(f"the variance rule gives {w.min():.6g} for steps from t = {times[t]:g}, not above 0.")
         return step_nats(kernel, w, values[t])

@@ -38,9 +38,11 @@ class Fitted:
 
     @cached_property
     def _steps(self) -> dict[float, FittedStep]:
-        flow = self._flow()
-        steps = fit_steps(flow.reference, self.process, self.times, flow.predict, self.bands)
-        return dict(zip(self.times[:0:-1].tolist(), steps, strict=True))
+        flow, key = self._flow(), (*self.times.tolist(), self.bands)
+        if key not in flow.fitted:
+            steps = fit_steps(flow.reference, self.process, self.times, flow.predict, self.bands)
+            flow.fitted[key] = dict(zip(self.times[:0:-1].tolist(), steps, strict=True))
+        return flow.fitted[key]
 
     def step(self, denoise: Denoise, x: Tensor, t: float, s: float, noise: Noise, carry: Any = None) -> Step:
         """One step along the path.

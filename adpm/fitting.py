@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -125,10 +126,9 @@ class Priced:
         rho2 = np.exp(-process.log_snr(reference.times[1:]))
         grams, carries = [], []
         bands = min(NODE_BANDS, len(reference.variance))
+        rows = [_centred(reference, values) for values in (*reference.states, *reference.predictions)]
         for group in bands_of(reference.variance, bands):
-            rows = [_centred(reference, values)[:, group].flatten() for values in reference.states]
-            rows += [_centred(reference, values)[:, group].flatten() for values in reference.predictions]
-            stack = torch.stack(rows)
+            stack = torch.stack([row[:, group].flatten() for row in rows])
             grams.append((stack @ stack.mT / reference.starts).numpy())
             variance = float(reference.variance[group].mean())
             carries.append(np.concatenate([[1.0], variance / np.maximum(variance + rho2, 1e-300)]))
@@ -144,6 +144,12 @@ class Priced:
             total += carry[targets] * np.maximum(gram[targets, targets] - (weights * right).sum(0), 0.0)
         return total
 
+    @cached_property
+    def _further(self) -> dict[tuple[int, int], Array]:
+        """(previous, from) -> `missed`, of all steps but first ones."""
+        pairs = ((p, i) for i in range(1, self.count - 1) for p in range(i + 1, self.count))
+        return {(p, i): self.missed(p, i) for p, i in pairs}
+
     def best(self, steps: int) -> list[int]:
         """The path of K steps that misses least, as indices from 0 up to M.
 
@@ -155,14 +161,11 @@ class Priced:
             raise UserError(f"`steps` = {steps} must lie in 1..{last}, the times of the trajectories.")
         cost = np.full((self.count, self.count), np.inf)  # [from, to] of what leads through both
         cost[last, :last] = self.missed(None, last)
-        further = {
-            (p, i): self.missed(p, i) for i in range(1, last) for p in range(i + 1, self.count)
-        }  # [previous, from] -> to
         back: list[dict[tuple[int, int], int]] = []
         for _ in range(steps - 1):
             new, came = np.full_like(cost, np.inf), dict[tuple[int, int], int]()
             for i in range(1, last):
-                ways = np.stack([cost[p, i] + further[p, i] for p in range(i + 1, self.count)])
+                ways = np.stack([cost[p, i] + self._further[p, i] for p in range(i + 1, self.count)])
                 new[i, :i] = ways.min(0)
                 came |= {(i, j): i + 1 + int(p) for j, p in enumerate(ways.argmin(0))}
             back.append(came)
@@ -193,5 +196,14 @@ def best_times(given: Callable[[], Reference] | None, process: Process, steps: i
             f"trajectories begin at t = {reference.times[-1]:g}, the path at {process.times[-1]:g}; a start that jumps "
             "wants another `trajectory.name`."
         )
-    chosen = reference.times[Priced(reference, process).best(steps)]
-    return np.searchsorted(process.times, chosen)
+    chosen = reference.times[_priced(reference, process).best(steps)]
+    found = np.searchsorted(process.times, chosen)
+    if not np.array_equal(process.times[found], chosen):
+        raise UserError("these trajectories are of another process: their times are none of this one's.")
+    return found
+
+
+@lru_cache(maxsize=4)
+def _priced(reference: Reference, process: Process) -> Priced:
+    """Priced once for all K."""
+    return Priced(reference, process)

@@ -58,7 +58,7 @@ class Moments:
         return moment_figure(self.table, self.process)
 
     def save(self, path: str | File) -> None:
-        """Write one npz file, which `load`, `config.moments.file` and `config.moments.coordinates_file` read."""
+        """Write one npz file, which `load` reads, and `config.moments.file` if its provenance is a config's."""
         spectrum = self.spectrum.arrays() if self.spectrum else {}
         with File(path).open("wb") as file:
             np.savez(file, **{**spectrum, **self.table.arrays()})

@@ -105,7 +105,7 @@ class Model(Subject):
         batch_size: int = 256,
         keep: Keep = in_memory,
         provenance: Mapping[str, Any] | None = None,
-        basis: str | Basis = "",
+        basis: str | Basis | Mapping[str, Basis] = "",
         **options: Any,
     ) -> Moments:
         """Var[x_0 | x_t] with error bars, from draws of (image, noise) at times even in log-SNR.
@@ -118,10 +118,13 @@ class Model(Subject):
             batch_size: draws per network call.
             keep: see `Keep`.
             provenance: what the numbers depend on, for the file.
-            basis: measures per coordinate, too: a basis or its name, "auto" for the best of all; "": no.
+            basis: measures per coordinate, too: a basis or its name, "auto" for the best of all, or several by name;
+                "": no.
             options: of a named basis.
         """
         wanted, source = spread_times(self.process, times), self.source_of(images)
+        if options and not basis:
+            raise UserError(f"`measure` has no option `{min(options)}` without a basis.")
         bases = self.bases(basis, source, **options) if basis else None
         settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "keep": keep, "provenance": provenance}
         return measured_moments(self.denoise, self.process, source, wanted, draws, bases=bases, **settings)

@@ -48,13 +48,14 @@ class Unlimited:
 
     def __call__(self, x: Tensor, t: ArrayLike) -> Prediction:
         found = self._denoise(x, t)
-        alpha, sigma = (torch.as_tensor(f(t), dtype=x.dtype) for f in (self._process.alpha, self._process.sigma))
         shape = (-1,) + (1,) * (x.ndim - 1)
-        x0 = (x - sigma.reshape(shape).to(x.device) * found.eps_network) / alpha.reshape(shape).to(x.device)
-        return replace(found, x0=x0, eps=found.eps_network)
+        scales = (torch.as_tensor(f(t), device=x.device) for f in (self._process.alpha, self._process.sigma))
+        alpha, sigma = (scale.double().reshape(shape) for scale in scales)
+        x0 = (x.double() - sigma * found.eps_network.double()) / alpha  # alpha may be small
+        return replace(found, x0=x0.to(x.dtype), eps=found.eps_network)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """Trajectories in y = x/alpha.
 
@@ -185,6 +186,9 @@ def measure_reference(
         UserError: if the network returned numbers that are not finite, or the basis does not fit.
     """
     check_basis(basis, shape)
+    for name, value, least in (("starts", starts, 2), ("nodes", nodes, 4), ("batch_size", batch_size, 1)):
+        if value < least:
+            raise UserError(f"`{name}` = {value} must be at least {least}.")
     times = np.concatenate([[0.0], spread_times(process, nodes)])
     free, scales = Unlimited(denoise, process), process.alpha(times)
 
@@ -193,7 +197,7 @@ def measure_reference(
         numbers = torch.arange(items.start, items.stop, device=device)
         noise = keyed(KeyedNoise(seed, "trajectories"), numbers, shape)
         states, predictions = [], []
-        solver = Multistep(process, times, Scheme(2, 2, halved(np.expm1)))
+        solver = Multistep(process, times, Scheme(min(2, len(times) - 1), 2, halved(np.expm1)))
         for step in sample(free, solver, process, times, noise):
             require_finite(step.prediction, step.t)
             states.append(step.x / float(process.alpha(step.s)))
@@ -218,6 +222,7 @@ class Flow:
         denoise, process: of the network.
         batch_size: states per network call.
         device: where the network is.
+        fitted: what has been fitted to them, for whoever fits.
     """
 
     reference: Reference
@@ -225,6 +230,7 @@ class Flow:
     process: Process
     batch_size: int = 256
     device: torch.device | str = "cpu"
+    fitted: dict[Any, Any] = field(default_factory=dict)
 
     @torch.inference_mode()
     def predict(self, y: Tensor, t: float) -> Tensor:

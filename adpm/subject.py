@@ -79,15 +79,19 @@ class Subject:
         needs = StartNeeds.of(self.process, lambda: self.on_device(images, "train"))
         return built(self.families["start"], name, "`start`", needs, **options)
 
-    def bases(self, basis: str | Basis, source: Source, **options: Any) -> Bases:
-        """A basis, that of a name, or all that "auto" chooses from, with the data's variance along each coordinate."""
+    def bases(self, basis: str | Basis | Mapping[str, Basis], source: Source, **options: Any) -> Bases:
+        """Bases, or that of a name, or all that "auto" chooses from, with the data's variance along each coordinate."""
         shape = tuple(source.mean.shape)
         if isinstance(basis, str):
             return Bases.of(
                 bases_of(self.families["basis"], basis, BasisNeeds(shape, lambda: source), **options), source
             )
-        check_basis(basis, shape)
-        return Bases.of({"own": basis}, source)
+        if options:
+            raise UserError(f"`{min(options)}` is no option of a basis that is given.")
+        given = basis if isinstance(basis, Mapping) else {"own": basis}
+        for own in given.values():
+            check_basis(own, shape)
+        return Bases.of(given, source)
 
     def source_of(self, images: Tensor | Source | None) -> Source:
         return images if isinstance(images, Source) else Source.of(*self.on_device(images, "train"))

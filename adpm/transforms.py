@@ -45,9 +45,7 @@ class Cosine(Separable):
         return [_dct(side, x.dtype, x.device) for side in _sides(x.shape[1:])]
 
     def misfit(self, shape: Shape) -> str:
-        longest = max(_sides(shape), default=0)
-        told = f"its matrices are made for sides up to {LARGEST}, and data of shape {shape} have one of {longest}"
-        return _no_sides(shape) or (told if longest > LARGEST else "")
+        return _no_sides(shape) or _too_long(shape)
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,19 @@ class Haar(Basis):
 
     def misfit(self, shape: Shape) -> str:
         odd = any(side % 2 for side in _sides(shape))
-        return _no_sides(shape) or (f"Haar's transform halves even sides, and {shape} has an odd one" if odd else "")
+        told = f"Haar's transform halves even sides, and {shape} has an odd one" if odd else ""
+        return _no_sides(shape) or told or _too_long(shape)
 
 
 def _sides(shape: Sequence[int]) -> Shape:
     """Of an image [C, H, W]: H and W; of a vector: its length."""
     return tuple(shape[1:] if len(shape) == 3 else shape)
+
+
+def _too_long(shape: Shape) -> str:
+    longest = max(_sides(shape), default=0)
+    told = f"its matrices are made for sides up to {LARGEST}, and data of shape {shape} have one of {longest}"
+    return told if longest > LARGEST else ""
 
 
 def _no_sides(shape: Shape) -> str:

@@ -13,7 +13,7 @@ import torch
 from adpm import ideal
 from adpm.bases import BASES, BasisNeeds
 from adpm.basis import Matrix, Pixels
-from adpm.coordinates import FOLDS, LEAST_DRAWS, Spectrum
+from adpm.coordinates import FOLDS, LEAST_DRAWS, Spectrum, Sums
 from adpm.costs import axes_costs, kl_costs
 from adpm.denoiser import Prediction
 from adpm.draws import Source
@@ -113,6 +113,26 @@ def test_batches_change_nothing_and_folds_average_to_the_whole() -> None:
         np.testing.assert_allclose(getattr(whole, name), getattr(parts, name), rtol=1e-4)
     shares = np.bincount(np.arange(90) % FOLDS) / 90
     np.testing.assert_allclose(np.tensordot(shares, whole.folds, 1), whole.residual, rtol=1e-9)
+
+
+def test_values_and_errors_are_those_of_the_regression() -> None:
+    """Intercept and its standard error by the normal equations, n - 4 degrees of freedom, along two coordinates."""
+    columns = np.random.default_rng(4).standard_normal((13, 5, 2)) ** 2
+    sums = Sums(2, 13)
+    sums.add(0, torch.from_numpy(columns))
+    found = sums.arrays()
+    for f in range(2):
+        for row, names in enumerate((("residual", "error"), ("raw", "raw_error"))):
+            x = np.concatenate([np.ones((13, 1)), columns[:, 2:, f]], 1)
+            weights, left = np.linalg.lstsq(x, columns[:, row, f], rcond=None)[:2]
+            error = np.sqrt(left[0] / (13 - 4) * np.linalg.inv(x.T @ x)[0, 0])
+            np.testing.assert_allclose([found[name][f] for name in names], [weights[0], error], rtol=1e-8)
+
+
+def test_draws_of_one_image_are_in_one_fold() -> None:
+    sums = Sums(1, 5)
+    sums.add(0, torch.ones(13, 5, 1, dtype=torch.float64))
+    assert sums.count.tolist() == [5, 3, 3, 2], "images 0 and 4 of five in fold 0: draws 0 4 5 9 10 and no other"
 
 
 def test_named_basis_and_the_basis_itself_agree_and_auto_takes_the_least_bound() -> None:
@@ -352,6 +372,17 @@ def test_what_has_no_coordinates_is_refused_in_words() -> None:
         model.plan(moments, 3, cost="axes", data_term=False)
     with pytest.raises(UserError, match=f"`draws` = {LEAST_DRAWS - 1} is too few"):
         model.measure(source, LEAST_DRAWS - 1, 6, basis="pca")
+    for options, told in (
+        ({"drawz": 7}, "no option `drawz` without a basis"),
+        ({"basis": "auto", "block": 3}, "'auto' has no option `block`"),
+        ({"basis": Pixels(), "rank": 3}, "`rank` is no option of a basis that is given"),
+        ({"basis": "pca", "block": 3}, "'pca' has no option `block`"),
+    ):
+        with pytest.raises(UserError, match=told):
+            model.measure(source, 20, 6, **options)
+    with pytest.raises(UserError, match="this rule wants 'axes'"):
+        known = model.measure(source, 20, 6, basis="dct")
+        model.plan(known, 3, cost="bound", rule="spectral", data_term=False)
     with pytest.raises(UserError, match="does not fit"):
         model.measure(source, 20, 6, basis=Matrix(torch.eye(4, dtype=torch.float64)))
     assert len(spread_times(PROCESS, 6)) >= 6 and isinstance(Pixels(), Pixels)

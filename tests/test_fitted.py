@@ -73,7 +73,7 @@ def test_flow_of_a_gaussian_is_followed_exactly_from_new_starts(times: list[floa
     flow, new = exact(60), exact(500, seed=1).reference
     path = np.array(times, dtype=np.float64)
     solver = Fitted(PROCESS, path, lambda: flow, bands=DIM)
-    np.testing.assert_allclose(walked(flow, solver, new.states[-1]), new.states[0], atol=1e-6)
+    np.testing.assert_allclose(walked(flow, solver, new.states[-1]), new.states[0], atol=1e-5)
 
 
 def test_means_of_coordinates_and_variances_of_bands_are_kept() -> None:

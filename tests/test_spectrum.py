@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from adpm.coordinates import Spectrum
+import adpm.run.spectrum
+from adpm.basis import Matrix
+from adpm.coordinates import Spectrum, Watch
 from adpm.moments import MomentTable
 from tests.commands import go, refused, the_file
 
@@ -77,3 +81,39 @@ def test_files_of_another_model_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert "belongs to something else" in told
     moments = f"moments.coordinates_file={the_file(tmp_path / 'cache', 'moments-*.npz')}"
     assert "is not a coordinates file" in refused(capsys, tmp_path / "wrong", "toy", "sample", *SPECTRAL, moments)
+
+
+def test_other_contents_of_a_file_are_another_basis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = ("moments.statistics=coordinates", *FEW[:2], "moments.basis=matrix")
+    named = f"moments.basis_file={tmp_path / 'q.npy'}"
+    for turned in (False, True):
+        matrix = np.linalg.qr(np.random.default_rng(0).standard_normal((16, 16)))[0] if turned else np.eye(16)
+        np.save(tmp_path / "q.npy", matrix)
+        assert go(tmp_path / "run", "toy", "estimate", *fields, named) == 0
+        assert "measuring them" in capsys.readouterr().out
+
+
+def test_a_killed_measurement_goes_on_in_the_bases_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eigenvectors made again may be others: here the data's PCA is turned between the two runs."""
+    fields = ("moments.statistics=coordinates", *FEW[:2], "moments.basis=pca")
+    assert go(tmp_path / "whole", "toy", "estimate", *fields, f"cache={tmp_path / 'one'}") == 0
+    add, calls = Watch.add, []
+
+    def dies(self: Watch, *args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        add(self, *args)
+
+    killed = ("toy", "estimate", *fields, f"cache={tmp_path / 'two'}")
+    monkeypatch.setattr(Watch, "add", dies)
+    assert go(tmp_path / "killed", *killed) == 130
+    turned = Matrix(torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64))[0])
+    monkeypatch.setattr(adpm.run.spectrum, "bases_of", lambda *args, **options: {"pca": turned})
+    assert go(tmp_path / "killed", *killed) == 0
+    whole, again = (Spectrum.load(the_file(tmp_path / name, "coordinates-*.npz")) for name in ("one", "two"))
+    np.testing.assert_array_equal(whole.residual, again.residual)
+    x = torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    assert torch.equal(whole.basis.forward(x), again.basis.forward(x))

@@ -74,12 +74,14 @@ class Kept(Generic[T]):
         """What those measured by this config depend on."""
         kind = ("moments", session.house.families["statistics"][self.name])
         own = session.house.table.part(session.config, self.product, kind)
-        return {**session.identity, "split": "train", "own": own}
+        files = {n: Path(v) for n, v in self.options(session).items() if n.endswith("_file") and Path(v).is_file()}
+        contents = {name: _sha(file) for name, file in files.items()}
+        return {**session.identity, "split": "train", "own": own, **({"contents": contents} if contents else {})}
 
     def key(self, session: Session) -> str:
         """What tells this session's from others: a named file's contents, or what its own are measured with."""
         if named := self._named(session):
-            return hashlib.sha256(named.read_bytes()).hexdigest()[:12]
+            return _sha(named)
         return digest(self.provenance(session))
 
     def path(self, session: Session) -> Path:
@@ -89,3 +91,7 @@ class Kept(Generic[T]):
     def _named(self, session: Session) -> Path | None:
         named = session.config.moments[self.file]
         return Path(named) if named else None
+
+
+def _sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

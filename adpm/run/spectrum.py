@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from adpm.bases import BasisNeeds, bases_of, basis_arrays, basis_from
+from adpm.basis import Basis
 from adpm.coordinates import Spectrum
+from adpm.draws import Source
 from adpm.plots import spectrum_figure
 from adpm.progress import say
 from adpm.run.assembly import Session
@@ -15,7 +18,7 @@ from adpm.run.figures import save_figure
 from adpm.run.kept import Kept
 from adpm.run.measure import check_plausible, moment_provenance, moments_path
 from adpm.run.report import Report
-from adpm.run.store import Parts, parts_of, write_whole
+from adpm.run.store import Parts, parts_of, read_arrays, save_arrays, write_whole
 
 KEPT = Kept("coordinates", "moments", "coordinates_file", "coordinates", Spectrum.load)
 _SHOWN = 8
@@ -29,15 +32,16 @@ def spectrum_for(session: Session) -> Spectrum:
 def _measured(session: Session, path: Path) -> Spectrum:
     section = session.config.moments
     say(f"no moments per coordinate at '{path}': measuring them ({session.trunk.source}).")
+    source = session.source("train")
     measured = session.front.measure(
-        session.source("train"),
+        source,
         section.draws,
         section.times,
         seed=session.config.seed,
         batch_size=section.batch_size,
         keep=Parts(parts_of(path)),
         provenance=KEPT.provenance(session),
-        **KEPT.options(session),
+        basis=_bases(session, source, parts_of(path)),
     )
     check_plausible(session, measured.table)
     if not (section.file or section.ms_eps or moments_path(session).exists()):
@@ -45,6 +49,19 @@ def _measured(session: Session, path: Path) -> Spectrum:
         write_whole(moments_path(session), table.save)  # the same draws
     assert measured.spectrum is not None
     return measured.spectrum
+
+
+def _bases(session: Session, source: Source, folder: Path) -> dict[str, Basis]:
+    """The bases that are measured, kept beside the ranges: eigenvectors made again may be others."""
+    options = KEPT.options(session)
+    needs, out = BasisNeeds(session.data.shape, lambda: source), dict[str, Basis]()
+    for name, basis in bases_of(session.house.families["basis"], options.pop("basis"), needs, **options).items():
+        file = folder / f"basis-{name}.npz"
+        arrays = read_arrays(file, basis_from)
+        if arrays is None:
+            save_arrays(file, basis_arrays(basis))
+        out[name] = basis if arrays is None else basis_from(arrays)
+    return out
 
 
 def show_spectrum(session: Session, spectrum: Spectrum) -> None:

@@ -137,7 +137,7 @@ STATISTICS: dict[str, Kind] = {
     ),
     spectrum.KEPT.name: Kind(
         spectrum.spectrum_for,
-        "Var[x0 | x_t] per time and coordinate of a basis: for rule spectral, its plans and its integrator",
+        "Var[x0 | x_t] per time and coordinate of a basis: for rule spectral and its plans",
         StatisticsFacts(spectrum.KEPT.key, spectrum.show_spectrum),
         {
             "basis": Field("auto", "whose coordinates", choices="basis"),
