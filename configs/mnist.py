@@ -1,4 +1,4 @@
-"""MNIST, 28x28, 256 levels, from a file of yours: an npz with `images`, or the published IDX file (`config.data.file`)."""
+"""MNIST, 28x28, 256 levels, from a file of yours: an npz with `images`, or the published IDX file."""
 
 from __future__ import annotations
 
