@@ -213,6 +213,11 @@ def _no_file(shape: Shape, basis_file: str = "") -> str:
 
 _COLOUR = {"colour": Field(True, "decorrelate the channels first, where there are several")}
 
+
+def _undecided(needs: BasisNeeds) -> Basis:
+    raise UserError("this wants one basis: name it, 'auto' stands for several.")
+
+
 BASES: dict[str, Kind] = {
     "identity": Kind(lambda needs: Pixels(), "the pixels themselves", BasisFacts(Pixels().misfit)),
     "pca": Kind(
@@ -247,7 +252,7 @@ BASES: dict[str, Kind] = {
         {"basis_file": Field(None, "a .npy, or .npz with an array 'basis': [d, d], an axis in each column", type=str)},
     ),
     "auto": Kind(
-        lambda needs: Pixels(),
+        _undecided,
         "of all that fit, the one with the lowest held-out bound",
         BasisFacts(Pixels().misfit, fitted=True, chooses=True),
     ),

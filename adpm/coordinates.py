@@ -1,47 +1,36 @@
 """Moments per coordinate: residuals of x_0 along an orthonormal basis, with standard errors, from the draws of moments.
 
-With Q the basis, e = Q (x_0 - x0_hat(x_t)) and coordinates f, one pass over (image, noise) draws measures at each time
+With Q the basis, e = Q (x_0 - x0_hat(x_t)) and coordinates f, adpm/coordinate_draws.py measures at each time
 
-    r_f(t) = E[e_f^2],    the best variances of x_0 among the covariances that Q makes diagonal, whatever the mean
+    r_f(t) = E[e_f^2],    the best variances of x_0 among the covariances that Q makes diagonal, whatever the mean.
 
-and the same of the x0 that the network has before any limits. Each is regressed, like the scalar residual of
-adpm/moments.py, on controls whose means are exactly zero: eps_f^2 - 1, eps_f y_f and y_f^2 - Var[y_f], where
-y = Q (x_0 - E x_0). Draws are dealt into folds, by which adpm/shrinkage.py decides how much r_f is smoothed, and which
-of several bases has the lowest held-out bound. Between measured times log r_f is interpolated in log-SNR.
+By folds of the draws adpm/shrinkage.py decides how much r_f is smoothed, and which of several bases has the lowest
+held-out bound. Between measured times log r_f is interpolated in log-SNR.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
-from torch import Tensor
 
 from adpm.bases import basis_arrays, basis_from, check_basis
 from adpm.basis import Basis
-from adpm.denoiser import Prediction
-from adpm.draws import AT_ONCE, FITTED, Source
 from adpm.errors import UserError
-from adpm.moments import unlike
+from adpm.moments import require_own
 from adpm.process import Array, Process
-from adpm.reading import plain_file, read_npz
-from adpm.shrinkage import Shrinkage, chosen, shrunk, steps_ahead
-
-Arrays = dict[str, NDArray[Any]]
-
-COORDINATES = ("moments.basis", "moments.coordinates_file")
-"""The fields that whoever uses a spectrum reads."""
+from adpm.reading import measured_file, read_npz
+from adpm.shrinkage import Shrinkage, shrunk
 
 FOLDS = 4
-LEAST_DRAWS = 3 * FOLDS
-_FIELDS = ("residual", "error", "raw", "raw_error", "folds")
+FIELDS = ("residual", "error", "raw", "raw_error", "folds")
 
 
 @dataclass(frozen=True)
@@ -83,18 +72,17 @@ class Spectrum:
         """The coordinates, those of most variance first."""
         return by_variance(self.variance)
 
-    def smoothed(self, raw: bool = False) -> Array:
-        """r_f at the measured times, shrunk, [T, d]; of x0 before any limits if `raw`."""
-        values, errors = (self.raw, self.raw_error) if raw else (self.residual, self.error)
-        return shrunk(values, errors, self.order, self.how)
+    def smoothed(self) -> Array:
+        """r_f at the measured times, shrunk, [T, d]."""
+        return shrunk(self.residual, self.error, self.order, self.how)
 
-    def curve(self, process: Process, raw: bool = False) -> Callable[[Array], Array]:
+    def curve(self, process: Process) -> Callable[[Array], Array]:
         """times [...] -> r_f [..., d], shrunk; its logarithm is interpolated by PCHIP in log-SNR.
 
         Raises:
             UserError: for a time outside the measured range.
         """
-        logs, low, high = np.log(self.smoothed(raw)), self.times[0], self.times[-1]
+        logs, low, high = np.log(self.smoothed()), self.times[0], self.times[-1]
         single = len(self.times) == 1
         found = (
             (lambda at: np.broadcast_to(logs[0], (*np.shape(at), logs.shape[1])))
@@ -119,7 +107,7 @@ class Spectrum:
             "shape": list(self.shape),
             "provenance": dict(self.provenance),
         }
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in ("times", "variance", *_FIELDS)}
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in ("times", "variance", *FIELDS)}
         return {**arrays, **basis_arrays(self.basis), "about": np.array(json.dumps(about, sort_keys=True))}
 
     def save(self, path: Path) -> None:
@@ -139,21 +127,17 @@ class Spectrum:
         Raises:
             UserError: if it is missing, not such a file, or holds what no measurement gives.
         """
-        plain_file(path, "coordinates file")
-        try:
-            arrays = read_npz(path)
+        with measured_file(path, "coordinates file") as arrays:
             if "about" not in arrays:
                 raise UserError("it holds no moments per coordinate")
             about = json.loads(str(arrays["about"]))
-            own: dict[str, Any] = {name: arrays[name].astype(np.float64) for name in ("times", "variance", *_FIELDS)}
+            own: dict[str, Any] = {name: arrays[name].astype(np.float64) for name in ("times", "variance", *FIELDS)}
             basis = basis_from(arrays)
             width, times, spread = about.pop("how")
             about["shape"] = tuple(about["shape"])
             spectrum = Spectrum(basis=basis, how=Shrinkage(width, times, spread), **own, **about)
             _require(spectrum)
             return spectrum
-        except Exception as error:  # json and numpy raise a dozen kinds on what others have written
-            raise UserError(f"'{path}' is not a coordinates file of this project: {str(error).rstrip('.')}.") from error
 
     def require(self, provenance: Mapping[str, Any], path: Path) -> None:
         """Check that the file is about what is asked for: it agrees with every entry of `provenance`.
@@ -161,11 +145,7 @@ class Spectrum:
         Raises:
             UserError: naming the differing entries.
         """
-        if told := unlike(self.provenance, provenance):
-            raise UserError(
-                f"coordinates file '{path}' belongs to something else ({told}); "
-                "remove it to measure again, or name another in `moments.coordinates_file`."
-            )
+        require_own(self.provenance, provenance, path, "coordinates", "coordinates_file")
 
 
 def by_variance(variance: Array) -> NDArray[np.int64]:
@@ -176,131 +156,36 @@ def by_variance(variance: Array) -> NDArray[np.int64]:
 def _require(spectrum: Spectrum) -> None:
     """Refuse numbers that no measurement gives."""
     count, dim = len(spectrum.times), len(spectrum.variance)
-    shapes = [getattr(spectrum, name).shape for name in _FIELDS]
+    shapes = [getattr(spectrum, name).shape for name in FIELDS]
     if not count or dim != int(np.prod(spectrum.shape)) or shapes != [(count, dim)] * 4 + [(FOLDS, count, dim)]:
         raise UserError(f"arrays {shapes} for {count} times and {dim} coordinates of {spectrum.shape}")
-    if not all(np.isfinite(getattr(spectrum, name)).all() for name in ("variance", *_FIELDS)):
+    if not all(np.isfinite(getattr(spectrum, name)).all() for name in ("variance", *FIELDS)):
         raise UserError("some of its numbers are not finite")
     if not (np.isfinite(spectrum.times).all() and (np.diff(spectrum.times, prepend=0.0) > 0.0).all()):
         raise UserError("its times do not rise from above 0")
     check_basis(spectrum.basis, spectrum.shape)
 
 
-class Sums:
-    """Sums over draws of the columns e_f^2, its raw twin and the controls, by fold; float64.
+class Axes:
+    """A spectrum as a function of time, measured when it is first asked.
 
     Args:
-        dim: d.
-        period: number of images, which draws go through again and again: those of one image are in one fold.
+        given: gives the spectrum.
+        process: whose times they are.
     """
 
-    columns = 5
+    def __init__(self, given: Callable[[], Spectrum], process: Process) -> None:
+        self._given, self._process = given, process
 
-    def __init__(self, dim: int, period: int) -> None:
-        self.period = period
-        self.count = np.zeros(FOLDS)
-        self._first = torch.zeros(FOLDS, self.columns, dim, dtype=torch.float64)
-        self._second = torch.zeros(self.columns, self.columns, dim, dtype=torch.float64)
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        return self._given()
 
-    def add(self, start: int, columns: Tensor) -> None:
-        """Columns [B, 5, d] of the draws start, start + 1, ..."""
-        fold = (start + torch.arange(len(columns))) % self.period % FOLDS
-        self.count += np.bincount(fold.numpy(), minlength=FOLDS)
-        self._first.index_add_(0, fold, columns.cpu())
-        self._second += torch.einsum("bid,bjd->ijd", columns, columns).cpu()
+    @cached_property
+    def residual(self) -> Callable[[Array], Array]:
+        """times [...] -> r_f [..., d]."""
+        return self.spectrum.curve(self._process)
 
-    def arrays(self) -> Arrays:
-        """`_FIELDS` of one time: [d], folds [FOLDS, d]."""
-        n = float(self.count.sum())
-        mean = self._first.sum(0) / n
-        scatter = (self._second - n * mean[:, None] * mean[None]).permute(2, 0, 1)  # [d, 5, 5]
-        slope = torch.linalg.pinv(scatter[:, 2:, 2:], hermitian=True) @ scatter[:, 2:, :2]  # [d, 3, 2]
-        left = (scatter[:, :2, :2] - scatter[:, :2, 2:] @ slope).diagonal(dim1=1, dim2=2).clamp_min(0.0)
-        controls = mean[2:].T[:, :, None]  # [d, 3, 1]
-        leverage = (controls.mT @ torch.linalg.pinv(scatter[:, 2:, 2:], hermitian=True) @ controls)[:, :, 0]
-        error = (left / (n - FITTED) * (1.0 / n + leverage)).sqrt().T.numpy()
-        fold_mean = self._first / torch.as_tensor(self.count)[:, None, None]
-        fold_value = (fold_mean[:, :2] - torch.einsum("fcd,dck->fkd", fold_mean[:, 2:], slope)).numpy()
-        value = (mean[:2] - torch.einsum("cd,dck->kd", mean[2:], slope)).numpy()
-        return dict(zip(_FIELDS, (value[0], error[0], value[1], error[1], fold_value[:, 0]), strict=True))
-
-
-def coordinate_variance(source: Source, basis: Basis) -> Array:
-    """Variance of the data along each coordinate, over all images, [d]."""
-    total, mean = torch.zeros(source.mean.numel(), dtype=torch.float64), source.mean.double()
-    first = torch.zeros_like(total)
-    for part in torch.arange(source.size).split(AT_ONCE):
-        y = basis.forward(source.images(part).double() - mean).flatten(1).cpu()
-        total += y.square().sum(0)
-        first += y.sum(0)
-    return (total / source.size - (first / source.size) ** 2).clamp_min(0.0).numpy()
-
-
-@dataclass(frozen=True)
-class Bases:
-    """The bases that are measured, each with the variance of the data along its coordinates.
-
-    Attributes:
-        bases: by name.
-        variances: [d] by name.
-    """
-
-    bases: Mapping[str, Basis]
-    variances: Mapping[str, Array]
-
-    @classmethod
-    def of(cls, bases: Mapping[str, Basis], source: Source) -> Bases:
-        return cls(bases, {name: coordinate_variance(source, basis) for name, basis in bases.items()})
-
-
-class Watch:
-    """The sums of all bases at one time, as `adpm.draws.measure` goes through the draws.
-
-    Raises:
-        UserError: for draws too few for error bars.
-    """
-
-    def __init__(self, bases: Bases, process: Process, source: Source, t: float, draws: int) -> None:
-        if draws < LEAST_DRAWS:
-            raise UserError(f"`draws` = {draws} is too few for error bars of coordinates; use at least {LEAST_DRAWS}.")
-        self._bases, self._mean, self._done = bases, source.mean, 0
-        self._alpha, self._sigma = float(process.alpha(t)), float(process.sigma(t))
-        period = source.size if source.size >= FOLDS else draws
-        self._sums = {name: Sums(source.mean.numel(), period) for name in bases.bases}
-
-    def add(self, x0: Tensor, eps: Tensor, x: Tensor, prediction: Prediction) -> None:
-        """The next draws."""
-        raw = (x.double() - self._sigma * prediction.eps_network.double()) / self._alpha
-        seen = torch.stack([x0 - prediction.x0, x0 - raw, eps, x0 - self._mean]).double()
-        for name, basis in self._bases.bases.items():
-            e, e_raw, noise, y = basis.forward(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]).flatten(2)
-            variance = torch.as_tensor(self._bases.variances[name], device=y.device)
-            columns = [e.square(), e_raw.square(), noise.square() - 1.0, noise * y, y.square() - variance]
-            self._sums[name].add(self._done, torch.stack(columns, 1))
-        self._done += len(x0)
-
-    def arrays(self) -> Arrays:
-        """`_FIELDS` for every basis, "name.field" -> array."""
-        return {f"{name}.{key}": array for name, total in self._sums.items() for key, array in total.arrays().items()}
-
-
-def spectrum_of(
-    parts: Sequence[Arrays],
-    times: Array,
-    process: Process,
-    bases: Bases,
-    draws: int,
-    shape: tuple[int, ...],
-    provenance: Mapping[str, Any],
-) -> Spectrum:
-    """The spectrum in the basis of the lowest held-out bound, from the arrays of a `Watch` at each of the times."""
-    drop, bounds = steps_ahead(process.log_snr(times)), dict[str, float]()
-    found: dict[str, tuple[Arrays, Shrinkage]] = {}
-    for name, variance in bases.variances.items():
-        own = {key: np.stack([part[f"{name}.{key}"] for part in parts], -2).astype(np.float64) for key in _FIELDS}
-        how, bounds[name] = chosen(own["folds"], own["error"], by_variance(variance), drop)
-        found[name] = own, how
-    best = min(bounds, key=lambda name: bounds[name])
-    own, how = found[best]
-    about: dict[str, Any] = {**own, "variance": bases.variances[best], "provenance": dict(provenance)}
-    return Spectrum(times, bases.bases[best], best, draws=draws, how=how, bounds=bounds, shape=shape, **about)
+    def laid_out(self, values: Array) -> Array:
+        """Values [..., d] as images [n, ...]."""
+        return values.reshape(-1, *self.spectrum.shape)

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
-from adpm.coordinates import COORDINATES
 from adpm.errors import UserError
 from adpm.families import Field, Kind
 from adpm.kernel import Kernel, reverse_kernel, step_nats
@@ -249,13 +248,11 @@ class CostFacts:
         of_rule: whether the costs are those of the rule and eta in use, else of the best scalar at eta = 1.
         of_states: whether the rule may be more than one number per step.
         uses_moments: whether it needs Var_t whatever the rule.
-        statistics: what else it needs to know of the network, a member of the family `statistics`; "": nothing.
     """
 
     of_rule: bool = False
     of_states: bool = True
     uses_moments: bool = False
-    statistics: str = ""
 
 
 def _priced_kl(needs: CostNeeds, projection: bool = True) -> Costs:
@@ -284,8 +281,8 @@ COSTS: dict[str, Kind] = {
     "axes": Kind(
         lambda needs: axes_costs(needs.process, needs.axes(), needs.eta, needs.data_row()),
         "the bound of the best covariance in a basis, rule spectral's, from the moments per coordinate",
-        CostFacts(of_rule=True, statistics="coordinates"),
-        reads=("sampling.eta", *COORDINATES),
+        CostFacts(of_rule=True),
+        reads=("sampling.eta", "moments.statistics=coordinates"),
     ),
     "measured": Kind(
         lambda needs: measured_costs(needs.table()),

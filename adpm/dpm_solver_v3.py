@@ -290,6 +290,6 @@ SOLVERS: dict[str, Kind] = {
         "DPM-Solver-v3: the probability flow by a multistep method on the network's measured statistics",
         SolverFacts(uses_path=True, statistics="ems"),
         OPTIONS,
-        reads=("moments.nodes", "moments.ems_draws", "moments.derivative", "moments.ems_file"),
+        reads=("moments.statistics=ems",),
     ),
 }

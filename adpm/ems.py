@@ -30,9 +30,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adpm.errors import UserError
-from adpm.moments import unlike
+from adpm.moments import require_own
 from adpm.process import Array, Process
-from adpm.reading import plain_file, read_npz
+from adpm.reading import measured_file
 
 _SLACK = 1e-6
 """Of the grid's length, by which a time may lie beyond its ends: a log-SNR is a rounded number."""
@@ -124,13 +124,9 @@ class EMS:
         Raises:
             UserError: if it is missing, not such a file, or holds what no measurement gives.
         """
-        plain_file(path, "statistics file")
-        try:
-            arrays = read_npz(path)
+        with measured_file(path, "statistics file") as arrays:
             made: dict[str, Any] = {**json.loads(str(arrays.pop("about"))), **arrays}
             return EMS(**made)
-        except Exception as error:  # json and numpy raise a dozen kinds on what others have written
-            raise UserError(f"'{path}' is not a statistics file of this project: {str(error).rstrip('.')}.") from error
 
     def require(self, provenance: Mapping[str, Any], path: Path) -> None:
         """Check that the statistics agree with every entry of `provenance`.
@@ -138,11 +134,7 @@ class EMS:
         Raises:
             UserError: naming the differing entries.
         """
-        if told := unlike(self.provenance, provenance):
-            raise UserError(
-                f"statistics file '{path}' belongs to something else ({told}); name another in `ems_file`, or none to "
-                "measure them."
-            )
+        require_own(self.provenance, provenance, path, "statistics", "ems_file")
 
 
 def data_prediction(process: Process, nodes: int = 121) -> EMS:

@@ -90,7 +90,8 @@ class Kind:
         about: what it is, in one sentence.
         facts: what may be asked of it without building it; a record of the family's own.
         fields: its own options by name.
-        reads: fields of others ("section.name") that have a part in what it does.
+        reads: fields of others ("section.name") that have a part in what it does; "section.name=member" stands for all
+            fields of a member that such a field might choose.
     """
 
     build: Callable[..., Any]

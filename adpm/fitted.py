@@ -15,11 +15,11 @@ from torch import Tensor
 from adpm.denoiser import Denoise
 from adpm.errors import UserError
 from adpm.families import Field, Kind
-from adpm.fitting import FittedStep, fit_steps
+from adpm.fitting import FittedStep, Flow
 from adpm.gaussian import ZERO
 from adpm.noise import Noise
 from adpm.process import Array, Process
-from adpm.reference import TRAJECTORIES_OF, Flow, Unlimited
+from adpm.reference import Unlimited
 from adpm.solver import SolverFacts, Step
 
 
@@ -38,11 +38,7 @@ class Fitted:
 
     @cached_property
     def _steps(self) -> dict[float, FittedStep]:
-        flow, key = self._flow(), (*self.times.tolist(), self.bands)
-        if key not in flow.fitted:
-            steps = fit_steps(flow.reference, self.process, self.times, flow.predict, self.bands)
-            flow.fitted[key] = dict(zip(self.times[:0:-1].tolist(), steps, strict=True))
-        return flow.fitted[key]
+        return dict(zip(self.times[:0:-1].tolist(), self._flow().steps(self.times, self.bands), strict=True))
 
     def step(self, denoise: Denoise, x: Tensor, t: float, s: float, noise: Noise, carry: Any = None) -> Step:
         """One step along the path.
@@ -69,6 +65,6 @@ SOLVERS: dict[str, Kind] = {
         "ours: linear steps fitted to the network's own probability flow by least squares; no noise",
         SolverFacts(uses_path=True, statistics="trajectories"),
         {"bands": Field(8, "groups of coordinates with numbers of their own, by variance", low=1)},
-        reads=TRAJECTORIES_OF,
+        reads=("moments.statistics=trajectories",),
     ),
 }

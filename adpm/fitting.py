@@ -20,15 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from adpm.denoiser import Denoise, require_finite
 from adpm.errors import UserError
 from adpm.process import Array, Process
-from adpm.reference import Reference
+from adpm.reference import Reference, Unlimited
 from adpm.shortest_path import IntArray
 
 RIDGE = 1e-9
@@ -182,28 +183,62 @@ def _centred(reference: Reference, values: Tensor) -> Tensor:
     return z - z.mean(0)
 
 
-def best_times(given: Callable[[], Reference] | None, process: Process, steps: int) -> IntArray:
-    """Indices into the process's reference times of the K steps that miss least, [K+1].
+@dataclass
+class Flow:
+    """Trajectories with the network whose they are, and what has been fitted to them.
 
-    Raises:
-        UserError: if there are no trajectories, or none from the process's last time in so many steps.
+    Attributes:
+        reference: the trajectories.
+        denoise, process: of the network.
+        batch_size: states per network call.
+        device: where the network is.
     """
-    if given is None:
-        raise UserError("the times 'fitted' need trajectories: flow = model.measure_trajectories(images).")
-    reference = given()
-    if reference.times[-1] != process.times[-1]:
-        raise UserError(
-            f"trajectories begin at t = {reference.times[-1]:g}, the path at {process.times[-1]:g}; a start that jumps "
-            "wants another `trajectory.name`."
-        )
-    chosen = reference.times[_priced(reference, process).best(steps)]
-    found = np.searchsorted(process.times, chosen)
-    if not np.array_equal(process.times[found], chosen):
-        raise UserError("these trajectories are of another process: their times are none of this one's.")
-    return found
 
+    reference: Reference
+    denoise: Denoise
+    process: Process
+    batch_size: int = 256
+    device: torch.device | str = "cpu"
 
-@lru_cache(maxsize=4)
-def _priced(reference: Reference, process: Process) -> Priced:
-    """Priced once for all K."""
-    return Priced(reference, process)
+    def __post_init__(self) -> None:
+        self._fitted: dict[tuple[float, ...], list[FittedStep]] = {}
+
+    @torch.inference_mode()
+    def predict(self, y: Tensor, t: float) -> Tensor:
+        """D for states y = x/alpha [n, ...], float32.
+
+        Raises:
+            UserError: if the network returned numbers that are not finite.
+        """
+        free, alpha = Unlimited(self.denoise, self.process), float(self.process.alpha(t))
+        parts = ((alpha * part).float().to(self.device) for part in y.split(self.batch_size))
+        return torch.cat([require_finite(free(part, t), t).x0 for part in parts])
+
+    def steps(self, times: Array, bands: int) -> list[FittedStep]:
+        """The steps of a path [K+1], the largest time first; fitted once, see `fit_steps`."""
+        key = (*times.tolist(), float(bands))
+        if key not in self._fitted:
+            self._fitted[key] = fit_steps(self.reference, self.process, times, self.predict, bands)
+        return self._fitted[key]
+
+    @cached_property
+    def _priced(self) -> Priced:
+        return Priced(self.reference, self.process)
+
+    def best_times(self, process: Process, steps: int) -> IntArray:
+        """Indices into a process's reference times of the K steps that miss least, [K+1].
+
+        Raises:
+            UserError: if the trajectories are not from its last time, or are another's, or have not so many times.
+        """
+        times = self.reference.times
+        if times[-1] != process.times[-1]:
+            raise UserError(
+                f"trajectories begin at t = {times[-1]:g}, the path at {process.times[-1]:g}; a start that jumps wants "
+                "another `trajectory.name`."
+            )
+        chosen = times[self._priced.best(steps)]
+        found = np.searchsorted(process.times, chosen)
+        if not np.array_equal(process.times[found], chosen):
+            raise UserError("these trajectories are of another process: their times are none of this one's.")
+        return found

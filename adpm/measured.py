@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from adpm.coordinates import Bases, Spectrum, Watch, spectrum_of
+from adpm.coordinate_draws import Bases, Watch, spectrum_of
+from adpm.coordinates import Spectrum
 from adpm.denoiser import Denoise
 from adpm.draws import Estimate, Source, measure
 from adpm.ems import EMS
 from adpm.errors import UserError
+from adpm.fitting import Flow
 from adpm.jump import after
 from adpm.moments import MomentTable, stacked, unstacked
 from adpm.paths import Path
 from adpm.process import Array, Process
 from adpm.progress import Arrays, Keep
-from adpm.reference import Flow
 from adpm.start import Start
 
 

@@ -27,13 +27,14 @@ from adpm.ems import EMS
 from adpm.ems_measure import keyed_draws, measure_ems
 from adpm.errors import UserError, lookup
 from adpm.families import Families, built
+from adpm.fitting import Flow
 from adpm.measured import Moments, Plan, known_shape, known_statistics, measured_moments, need, need_spectrum
 from adpm.members import MEMBERS
 from adpm.moments import spread_times
 from adpm.paths import Pricing, find_path
 from adpm.process import Process
 from adpm.progress import Keep, in_memory
-from adpm.reference import Flow, measure_reference
+from adpm.reference import measure_reference
 from adpm.solver import Solver
 from adpm.start import Start
 from adpm.subject import Subject
@@ -167,9 +168,7 @@ class Model(Subject):
             options: of a named basis.
         """
         source = self.source_of(images)
-        own, *others = self.bases(basis, source, **options).bases.values()
-        if others:
-            raise UserError(f"trajectories are compared in one basis, not in all that '{basis}' stands for: name one.")
+        own = self.basis(basis, source, **options)
         about: dict[str, Any] = {
             "seed": seed,
             "batch_size": batch_size,
@@ -197,7 +196,7 @@ class Model(Subject):
         draws: int = 300,
         seed: int = 0,
         batch_size: int = 256,
-        flow: Flow | None = None,
+        statistics: Flow | None = None,
         **options: Any,
     ) -> Plan:
         """The K times of a path.
@@ -208,7 +207,7 @@ class Model(Subject):
             trajectory: "least_cost", "log_snr", "even", ...
             images: to measure the last step or `cost="measured"` on; the model's own training images unless given.
             rule, eta, decoder, levels, draws, seed, batch_size: of these measurements.
-            flow: from `measure_trajectories`, for the trajectory "fitted".
+            statistics: from `measure_trajectories`, for the trajectory "fitted".
             options: of the trajectory: `budget`, `cost`, `data_term`, `projection`, `method`; `log_snr_min`, ...
                 Unless `data_term` is said, the last step is priced where there are images to measure it on; else
                 a path goes through the first reference time.
@@ -230,8 +229,8 @@ class Model(Subject):
             batch_size=batch_size,
         )
         given = (self.families, trajectory, self.process, steps, pricing.needs, pricing.gamma)
-        if flow is not None:
-            options["reference"] = lambda: flow.reference
+        if statistics is not None:
+            options["flow"] = lambda: statistics
         return Plan(find_path(*given, **options), moments, lambda last: find_path(*given, last=last, **options))
 
     # Drawing

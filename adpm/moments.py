@@ -31,7 +31,7 @@ from adpm.draws import COLUMNS, FITTED, GAMMA, POWER, Draws, Estimate, intercept
 from adpm.errors import UserError
 from adpm.families import Kind, built
 from adpm.process import Array, Process
-from adpm.reading import plain_file, read_npz
+from adpm.reading import measured_file
 
 # log Var_t is interpolated; a variance of exactly zero (a network that is always right) has to stay finite there.
 _SMALLEST = 1e-12
@@ -176,9 +176,7 @@ class MomentTable:
         Raises:
             UserError: if it is missing, not such a file, or holds what no measurement gives.
         """
-        plain_file(path, "moments file")
-        try:
-            arrays = read_npz(path)
+        with measured_file(path, "moments file") as arrays:
             times, n, mean, scatter = (arrays[key] for key in ("times", "n", "mean", "scatter"))
             if not mean.shape == scatter.shape[:2] == (*times.shape, len(COLUMNS)) or n.dtype.kind not in "iu":
                 raise ValueError(f"{mean.shape} means and {n.dtype} counts for {times.shape} times")
@@ -186,8 +184,6 @@ class MomentTable:
             provenance = dict(json.loads(str(arrays["provenance"])))
             shape = tuple(arrays["shape"].tolist()) if "shape" in arrays else ()
             return MomentTable(times, sums, float(arrays["data_variance"]), provenance, shape)
-        except Exception as error:  # json and numpy raise a dozen kinds on what others have written
-            raise UserError(f"'{path}' is not a moments file of this project: {str(error).rstrip('.')}.") from error
 
     def require(self, provenance: Mapping[str, Any], path: Path) -> None:
         """Check that the table is about what is asked for: it agrees with every entry of `provenance`.
@@ -195,11 +191,7 @@ class MomentTable:
         Raises:
             UserError: naming the differing entries.
         """
-        if told := unlike(self.provenance, provenance):
-            raise UserError(
-                f"moments file '{path}' belongs to something else ({told}); "
-                "remove it to measure again, or name another in `moments.file`."
-            )
+        require_own(self.provenance, provenance, path, "moments", "file")
 
 
 def stacked(draws: Sequence[Draws]) -> dict[str, NDArray[Any]]:
@@ -245,6 +237,19 @@ def unlike(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     old, new = (leaves(json.loads(json.dumps(dict(p)))) for p in (there, now))
     changed = [k for k in sorted(new) if new[k] != old.get(k)]
     return "; ".join(f"{k}: {old.get(k)!r} there, {new[k]!r} now" for k in changed[:4])
+
+
+def require_own(there: Mapping[str, Any], now: Mapping[str, Any], path: Path, what: str, field: str) -> None:
+    """Check that a file is about what is asked for: what it depends on agrees with every entry of `now`.
+
+    Raises:
+        UserError: naming the differing entries, and the field of config.moments that names such files.
+    """
+    if told := unlike(there, now):
+        raise UserError(
+            f"{what} file '{path}' belongs to something else ({told}); remove it to measure again, or name another in "
+            f"`moments.{field}`."
+        )
 
 
 def leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

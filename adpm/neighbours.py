@@ -22,7 +22,7 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from adpm.coordinates import COORDINATES, Spectrum
+from adpm.coordinates import Axes
 from adpm.denoiser import Denoise, Prediction
 from adpm.families import Field, Kind
 from adpm.gaussian import ZERO, Covariance, InBasis, Number
@@ -68,30 +68,22 @@ class ColouredNoise(Rule):
     1 - P_f = r_f / Var_f, at most 1; for an axis along which the data do not vary, 1.
 
     Attributes:
-        spectrum: gives r_f(t), the data's variance Var_f and the basis; asked for at the first step.
-        process: whose times they are.
+        axes: r_f(t), the data's variance Var_f and the basis.
         power, divider, energy: see the rule's options.
     """
 
-    spectrum: Callable[[], Spectrum]
-    process: Process
+    axes: Axes
     power: float = 0.5
     divider: float = 1.0
     energy: float = 1.0
 
-    @cached_property
-    def _known(self) -> tuple[Spectrum, Callable[[Array], Array]]:
-        spectrum = self.spectrum()
-        return spectrum, spectrum.curve(self.process)
-
     def parameter(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
         """energy^2 w_f / mean_f w_f."""
-        spectrum, curve = self._known
-        residual = curve(kernel.t)
-        left = np.divide(residual, spectrum.variance, out=np.ones_like(residual), where=residual < spectrum.variance)
+        residual, variance = self.axes.residual(kernel.t), self.axes.spectrum.variance
+        left = np.divide(residual, variance, out=np.ones_like(residual), where=residual < variance)
         share = (1.0 - (1.0 - left) / self.divider) ** (2.0 * self.power)
         share = self.energy**2 * share / share.mean(-1, keepdims=True)
-        return InBasis(share.reshape(-1, *spectrum.shape), basis=spectrum.basis)
+        return InBasis(self.axes.laid_out(share), basis=self.axes.spectrum.basis)
 
     def variance(self, kernel: Kernel, values: Number) -> Number:
         return values * number(kernel.lambda2)
@@ -108,7 +100,7 @@ SOLVERS: dict[str, Kind] = {
 RULES: dict[str, Kind] = {
     "cns": Kind(
         lambda needs, power=0.5, divider=1.0, energy=1.0: ColouredNoise(
-            needs.spectrum, needs.process, power, divider, energy
+            Axes(needs.spectrum, needs.process), power, divider, energy
         ),
         "DDPM's beta-tilde, coloured by what the network has still to resolve (CNS: Davidson et al. 2026)",
         RuleFacts(statistics="coordinates", per_axis=True),
@@ -117,6 +109,6 @@ RULES: dict[str, Kind] = {
             "divider": Field(1.0, "of P; released, for SiT: 1.73 without guidance, 25 with it", low=1),
             "energy": Field(1.0, "factor of the noise; released, for SiT: 0.98 without guidance, 0.998 with", above=0),
         },
-        reads=COORDINATES,
+        reads=("moments.statistics=coordinates",),
     ),
 }

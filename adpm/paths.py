@@ -18,6 +18,7 @@ from adpm.costs import CostNeeds, first_edges
 from adpm.denoiser import Denoise
 from adpm.errors import UserError, lookup
 from adpm.families import Families, built
+from adpm.fitting import Flow
 from adpm.kernel import Kernel
 from adpm.likelihood import Decoder, Levels, Statistics, keyed_noise, measure_statistics, prior_nats
 from adpm.moments import MomentTable
@@ -25,7 +26,6 @@ from adpm.planning import Plan, Planner, planner
 from adpm.process import Array, Process
 from adpm.progress import Arrays, Keep, in_memory, progress
 from adpm.published_split import Floats
-from adpm.reference import Reference
 from adpm.shortened import shortened
 from adpm.shortest_path import IntArray, edge_table
 from adpm.trajectory import Request
@@ -85,7 +85,7 @@ def find_path(
     needs: Callable[[bool], CostNeeds],
     ms_eps: Callable[[], Floats] | None = None,
     last: int | None = None,
-    reference: Callable[[], Reference] | None = None,
+    flow: Callable[[], Flow] | None = None,
     **options: Any,
 ) -> Path:
     """The path of the trajectory `name`.
@@ -96,7 +96,7 @@ def find_path(
         process: gives the reference times.
         steps: K.
         needs: (whether the last step is priced) -> what planning may ask for.
-        ms_eps, reference: as in `Request`.
+        ms_eps, flow: as in `Request`.
         last: index of the latest reference time that it may begin at; all unless given.
         options: of the trajectory, and of the costs that it plans on; those unsaid have their fields' defaults.
 
@@ -117,7 +117,7 @@ def find_path(
         raise UserError(
             f"`trajectory.steps` = {steps} must lie in 1..{process.steps}, the number of reference times{after}."
         )
-    request = Request(process, steps, ms_eps, solved, reference)
+    request = Request(process, steps, ms_eps, solved, flow)
     fields = lookup(families["trajectory"], name, "`trajectory.name`").fields
     unsaid = {key: own.default for key, own in fields.items() if own.given}
     indices = built(families["trajectory"], name, "`trajectory.name`", request, **{**unsaid, **options})

@@ -10,7 +10,8 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,6 +57,20 @@ def plain_file(path: Path, what: str) -> Path:
     if not stat.S_ISREG(mode):
         raise UserError(f"{what} '{path}' is {_KINDS.get(stat.S_IFMT(mode), 'something')}, not a plain file.")
     return path
+
+
+@contextmanager
+def measured_file(path: Path, what: str) -> Iterator[dict[str, NDArray[Any]]]:
+    """The arrays of a file of ours, such as a "moments file", for as long as they are made sense of.
+
+    Raises:
+        UserError: if it is missing, not such a file, or whatever is raised inside.
+    """
+    plain_file(path, what)
+    try:
+        yield read_npz(path)
+    except Exception as error:  # json and numpy raise a dozen kinds on what others have written
+        raise UserError(f"'{path}' is not a {what} of this project: {str(error).rstrip('.')}.") from error
 
 
 def looks_like(path: Path) -> str:

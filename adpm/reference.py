@@ -28,16 +28,13 @@ from adpm.basis import Basis
 from adpm.denoiser import Denoise, Prediction, require_finite
 from adpm.errors import UserError
 from adpm.exponential import halved
-from adpm.moments import spread_times, unlike
+from adpm.moments import require_own, spread_times
 from adpm.multistep import Multistep, Scheme
 from adpm.noise import KeyedNoise
 from adpm.process import Array, Process
 from adpm.progress import Arrays, Keep, in_memory
-from adpm.reading import plain_file, read_npz
+from adpm.reading import measured_file
 from adpm.sampler import keyed, sample
-
-TRAJECTORIES_OF = tuple(f"moments.{name}" for name in ("starts", "flow_nodes", "flow_basis", "trajectories_file"))
-"""The fields that whoever uses trajectories reads."""
 
 
 class Unlimited:
@@ -119,19 +116,13 @@ class Reference:
         Raises:
             UserError: if it is missing, not such a file, or holds what no measurement gives.
         """
-        plain_file(path, "trajectories file")
-        try:
-            arrays = read_npz(path)
+        with measured_file(path, "trajectories file") as arrays:
             about = json.loads(str(arrays["about"]))
             states, predictions = (torch.from_numpy(arrays[name]) for name in ("states", "predictions"))
             shape, basis = tuple(about["shape"]), basis_from(arrays)
             found = Reference(arrays["times"], states, predictions, basis, shape, about["provenance"])
             _require(found)
             return found
-        except Exception as error:  # json and numpy raise a dozen kinds on what others have written
-            raise UserError(
-                f"'{path}' is not a trajectories file of this project: {str(error).rstrip('.')}."
-            ) from error
 
     def require(self, provenance: Mapping[str, Any], path: Path) -> None:
         """Check that the file is about what is asked for: it agrees with every entry of `provenance`.
@@ -139,11 +130,7 @@ class Reference:
         Raises:
             UserError: naming the differing entries.
         """
-        if told := unlike(self.provenance, provenance):
-            raise UserError(
-                f"trajectories file '{path}' belongs to something else ({told}); "
-                "remove it to measure again, or name another in `moments.trajectories_file`."
-            )
+        require_own(self.provenance, provenance, path, "trajectories", "trajectories_file")
 
 
 def _require(found: Reference) -> None:
@@ -211,34 +198,3 @@ def measure_reference(
         torch.from_numpy(np.concatenate([part[name] for part in parts], 1)) for name in ("states", "predictions")
     )
     return Reference(times, states, predictions, basis, tuple(shape), dict(provenance or {}))
-
-
-@dataclass(frozen=True)
-class Flow:
-    """Trajectories with the network whose they are.
-
-    Attributes:
-        reference: the trajectories.
-        denoise, process: of the network.
-        batch_size: states per network call.
-        device: where the network is.
-        fitted: what has been fitted to them, for whoever fits.
-    """
-
-    reference: Reference
-    denoise: Denoise
-    process: Process
-    batch_size: int = 256
-    device: torch.device | str = "cpu"
-    fitted: dict[Any, Any] = field(default_factory=dict)
-
-    @torch.inference_mode()
-    def predict(self, y: Tensor, t: float) -> Tensor:
-        """D for states y = x/alpha [n, ...], float32.
-
-        Raises:
-            UserError: if the network returned numbers that are not finite.
-        """
-        free, alpha = Unlimited(self.denoise, self.process), float(self.process.alpha(t))
-        parts = ((alpha * part).float().to(self.device) for part in y.split(self.batch_size))
-        return torch.cat([require_finite(free(part, t), t).x0 for part in parts])

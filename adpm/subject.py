@@ -13,7 +13,7 @@ from torch import Tensor
 from adpm.bases import BasisNeeds, bases_of, check_basis
 from adpm.basis import Basis
 from adpm.bound import Images
-from adpm.coordinates import Bases
+from adpm.coordinate_draws import Bases
 from adpm.denoiser import Denoise
 from adpm.draws import Source
 from adpm.errors import UserError
@@ -81,17 +81,22 @@ class Subject:
 
     def bases(self, basis: str | Basis | Mapping[str, Basis], source: Source, **options: Any) -> Bases:
         """Bases, or that of a name, or all that "auto" chooses from, with the data's variance along each coordinate."""
+        if isinstance(basis, Mapping):
+            return Bases.of({name: self.basis(own, source, **options) for name, own in basis.items()}, source)
+        if isinstance(basis, Basis):
+            return Bases.of({"own": self.basis(basis, source, **options)}, source)
+        needs = BasisNeeds(tuple(source.mean.shape), lambda: source)
+        return Bases.of(bases_of(self.families["basis"], basis, needs, **options), source)
+
+    def basis(self, basis: str | Basis, source: Source, **options: Any) -> Basis:
+        """The basis of a name; one that is given is itself, if it fits the data."""
         shape = tuple(source.mean.shape)
         if isinstance(basis, str):
-            return Bases.of(
-                bases_of(self.families["basis"], basis, BasisNeeds(shape, lambda: source), **options), source
-            )
+            return built(self.families["basis"], basis, "`basis`", BasisNeeds(shape, lambda: source), **options)
         if options:
             raise UserError(f"`{min(options)}` is no option of a basis that is given.")
-        given = basis if isinstance(basis, Mapping) else {"own": basis}
-        for own in given.values():
-            check_basis(own, shape)
-        return Bases.of(given, source)
+        check_basis(basis, shape)
+        return basis
 
     def source_of(self, images: Tensor | Source | None) -> Source:
         return images if isinstance(images, Source) else Source.of(*self.on_device(images, "train"))

@@ -28,11 +28,10 @@ import numpy as np
 
 from adpm.errors import UserError
 from adpm.families import Field, Kind, built
-from adpm.fitting import best_times
+from adpm.fitting import Flow
 from adpm.planning import Planner
 from adpm.process import Process
 from adpm.published_split import Floats, published_costs, split_budget
-from adpm.reference import TRAJECTORIES_OF, Reference
 from adpm.shortest_path import IntArray, all_budgets, table_edges
 
 
@@ -47,14 +46,14 @@ class Request:
         steps: K, the number of steps, 1..N.
         ms_eps: gives [N+1], E||eps_network||^2 / d per time, entry 0 unused, for `published_split`.
         planner: options of `least_cost` -> solved costs, for `least_cost`.
-        reference: gives trajectories of the network's flow, for `fitted`.
+        flow: gives trajectories of the network, for `fitted`.
     """
 
     process: Process
     steps: int
     ms_eps: Callable[[], Floats] | None = None
     planner: Callable[..., Planner] | None = None
-    reference: Callable[[], Reference] | None = None
+    flow: Callable[[], Flow] | None = None
 
 
 @dataclass(frozen=True)
@@ -239,9 +238,7 @@ def published_split(request: Request) -> IntArray:
     last, steps = request.process.steps, request.steps
     ms_eps = np.zeros(0) if request.ms_eps is None else request.ms_eps()
     if ms_eps.shape != (last + 1,):
-        raise UserError(
-            f"the trajectory 'published_split' needs `ms_eps` of N + 1 = {last + 1} numbers, got {ms_eps.size}."
-        )
+        raise UserError(f"'published_split' needs `ms_eps` of N + 1 = {last + 1} numbers, got {ms_eps.size}.")
 
     def path_of(k: int) -> IntArray:
         planned, end, spread = split_budget(ms_eps, k)
@@ -262,6 +259,13 @@ def trajectory(name: str, request: Request, **options: Any) -> IntArray:
         UserError: if the name or an option is unknown, or as the member says.
     """
     return built(TRAJECTORIES, name, "`trajectory.name`", request, **options)
+
+
+def fitted(request: Request) -> IntArray:
+    """The times at which fitted steps miss least; see adpm/fitting.py."""
+    if request.flow is None:
+        raise UserError("the times 'fitted' need trajectories: flow = model.measure_trajectories(images).")
+    return request.flow().best_times(request.process, request.steps)
 
 
 FIXED: dict[str, tuple[Callable[[int, int], IntArray], str]] = {
@@ -303,10 +307,10 @@ TRAJECTORIES: dict[str, Kind] = {
         TrajectoryFacts(uses_moments=True),
     ),
     "fitted": Kind(
-        lambda request: best_times(request.reference, request.process, request.steps),
+        fitted,
         "ours: the K times at which steps fitted to the network's own flow miss least",
         TrajectoryFacts(),
-        reads=TRAJECTORIES_OF,
+        reads=("moments.statistics=trajectories",),
     ),
     "least_cost": Kind(
         least_cost, "the K times whose bound is least by the costs measured", TrajectoryFacts(plans=True), PLANNED

@@ -20,11 +20,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
-from adpm.coordinates import COORDINATES, Spectrum
+from adpm.coordinates import Axes, Spectrum
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
 from adpm.families import Field, Kind
@@ -123,16 +122,11 @@ class Spectral(PosteriorRule):
     """
 
     def __init__(self, spectrum: Callable[[], Spectrum], process: Process) -> None:
-        self._given, self._process = spectrum, process
-
-    @cached_property
-    def _known(self) -> tuple[Spectrum, Callable[[Array], Array]]:
-        spectrum = self._given()
-        return spectrum, spectrum.curve(self._process)
+        self._axes = Axes(spectrum, process)
 
     def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
-        spectrum, curve = self._known
-        return InBasis(curve(kernel.t).reshape(-1, *spectrum.shape), basis=spectrum.basis)
+        axes = self._axes
+        return InBasis(axes.laid_out(axes.residual(kernel.t)), basis=axes.spectrum.basis)
 
 
 @dataclass(frozen=True)
@@ -282,6 +276,6 @@ RULES: dict[str, Kind] = {
         lambda needs: Spectral(needs.spectrum, needs.process),
         "ours: Var[x0|x_t] = one number per time and coordinate of a basis, measured: the best diagonal there",
         RuleFacts(statistics="coordinates", per_axis=True),
-        reads=COORDINATES,
+        reads=("moments.statistics=coordinates",),
     ),
 }

@@ -114,7 +114,8 @@ def world_curves(args: argparse.Namespace, process: DiscreteProcess, seed: int) 
     patches = grey_patches(args.patches, seed)
     source = Source.of(lambda index: patches[index], len(patches))
     mixture = fit_mixture(source, args.components, ridge=RIDGE, clusters="em")
-    data, pca = np.linalg.eigh(np.cov(patches.flatten(1).numpy().T))
+    own, pca = np.linalg.eigh(np.cov(patches.flatten(1).numpy().T))
+    data = own + RIDGE  # of the mixture, which x_0 is drawn from
     return curves(second_moments(mixture, process, args.draws, seed), pca, data)
 
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 import adpm
 from adpm.ems import EMS
+from adpm.fitting import Flow
 from adpm.measured import Plan
 from adpm.noise import KeyedNoise
 from adpm.paths import Path as Times
-from adpm.reference import Flow, Reference
+from adpm.reference import Reference
 from adpm.run.metrics import FEATURES, FrechetDistance, energy_distance
 from adpm.sampler import keyed
 from benchmarks import diffusers_peers
@@ -183,8 +184,8 @@ def flow_of(workdir: Path) -> Flow:
 def _indices(workdir: Path, clip: bool, steps: int, name: str, draws: int) -> np.ndarray:
     trajectory, options = PATHS[name]
     flow = flow_of(workdir) if trajectory == "fitted" else None
-    moments = moments_of(workdir, clip)
-    return model_of(clip, workdir).plan(moments, steps, trajectory, draws=draws, flow=flow, **options).path.indices
+    given = (moments_of(workdir, clip), steps, trajectory)
+    return model_of(clip, workdir).plan(*given, draws=draws, statistics=flow, **options).path.indices
 
 
 def prepare(workdir: Path, budgets: Sequence[int], trajectories: Sequence[str], draws: int, statistics: bool) -> None:

@@ -13,7 +13,8 @@ import torch
 from adpm import ideal
 from adpm.bases import BASES, BasisNeeds
 from adpm.basis import Matrix, Pixels
-from adpm.coordinates import FOLDS, LEAST_DRAWS, Spectrum, Sums
+from adpm.coordinate_draws import LEAST_DRAWS, Sums
+from adpm.coordinates import FOLDS, Spectrum
 from adpm.costs import axes_costs, kl_costs
 from adpm.denoiser import Prediction
 from adpm.draws import Source
@@ -22,7 +23,6 @@ from adpm.gaussian import InBasis
 from adpm.kernel import reverse_kernel
 from adpm.measured import Moments
 from adpm.model import Model
-from adpm.moments import spread_times
 from adpm.process import PROCESSES, Array
 from adpm.shrinkage import Shrinkage, chosen, held_out, scored, shrunk, steps_ahead
 from adpm.solver import reverse_mean
@@ -102,8 +102,7 @@ def test_x0_before_limits_has_residuals_of_its_own() -> None:
     rho2 = np.exp(-PROCESS.log_snr(found.times))[:, None]
     assert (np.abs(found.residual - second) < 5.0 * found.error + 1e-9).all()
     np.testing.assert_allclose(found.raw, np.broadcast_to(rho2, found.raw.shape), rtol=1e-6)  # a control's very value
-    for raw, values, errors in ((False, found.residual, found.error), (True, found.raw, found.raw_error)):
-        np.testing.assert_array_equal(found.smoothed(raw), shrunk(values, errors, found.order, found.how))
+    np.testing.assert_array_equal(found.smoothed(), shrunk(found.residual, found.error, found.order, found.how))
     assert (np.diff(found.variance[found.order]) <= 0.0).all() and (np.diff(found.variance) > 0.0).any()
 
 
@@ -236,7 +235,7 @@ def test_gaussian_data_are_drawn_exactly_in_any_steps(eta: float) -> None:
     spectrum = measured(GAUSS, LEAST_DRAWS, 5)
     spectrum = replace(spectrum, basis=Matrix(torch.from_numpy(exact[1].copy())))
     rule = Spectral(lambda: spectrum, PROCESS)
-    rule.__dict__["_known"] = (spectrum, curve)
+    rule._axes.__dict__["residual"] = curve  # as exact as it can be measured
     denoise, units = ideal.IdealDenoiser(GAUSS, PROCESS), torch.eye(DIM, dtype=torch.float64).reshape(DIM, *SHAPE)
     alpha, sigma = float(PROCESS.alpha(200)), float(PROCESS.sigma(200))
     mean, cov = alpha * np.full(DIM, 0.2), alpha**2 * covariance(1) + sigma**2 * np.eye(DIM)
@@ -385,4 +384,3 @@ def test_what_has_no_coordinates_is_refused_in_words() -> None:
         model.plan(known, 3, cost="bound", rule="spectral", data_term=False)
     with pytest.raises(UserError, match="does not fit"):
         model.measure(source, 20, 6, basis=Matrix(torch.eye(4, dtype=torch.float64)))
-    assert len(spread_times(PROCESS, 6)) >= 6 and isinstance(Pixels(), Pixels)

@@ -17,10 +17,10 @@ from adpm.basis import Matrix, Pixels
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
 from adpm.fitted import Fitted
-from adpm.fitting import NODE_BANDS, Priced, bands_of, best_times, fit_steps
+from adpm.fitting import NODE_BANDS, Flow, Priced, bands_of, fit_steps
 from adpm.model import Model
 from adpm.process import PROCESSES, Array
-from adpm.reference import Flow, Reference, Unlimited
+from adpm.reference import Reference, Unlimited
 from tests.commands import go, refused, the_file
 
 PROCESS = PROCESSES["linear"].build(200)
@@ -107,7 +107,7 @@ def test_first_step_is_least_squares_on_state_and_prediction() -> None:
 def test_fitted_steps_end_nearer_the_flow_than_formulas_do() -> None:
     """Root mean square distance to where the flow leads new starts; the second-order method on the same path."""
     flow, new = measured(MIXED, starts=200), measured(MIXED, starts=200, seed=5).reference
-    model, path = model_of(MIXED), PROCESS.times[best_times(lambda: flow.reference, PROCESS, 4)]
+    model, path = model_of(MIXED), PROCESS.times[flow.best_times(PROCESS, 4)]
     own = walked(flow, Fitted(PROCESS, path, lambda: flow, bands=4), new.states[-1])
     off = {"fitted": float((own - new.states[0]).square().mean().sqrt())}
     for name, options in (("ddim", {"order": 1}), ("dpmpp", {"order": 2})):
@@ -227,13 +227,13 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
     model, flow = model_of(MIXED), measured(MIXED, starts=3, nodes=6)
     with pytest.raises(UserError, match="the times 'fitted' need trajectories"):
         model.plan(steps=3, trajectory="fitted")
-    plan = model.plan(steps=3, trajectory="fitted", flow=flow)
+    plan = model.plan(steps=3, trajectory="fitted", statistics=flow)
     with pytest.raises(UserError, match="solver 'fitted' needs `statistics`"):
         model.sample(plan, solver="fitted", n=2)
     with pytest.raises(UserError, match="`starts` = 3 and `bands` = 4 leave 3 numbers"):
         model.sample(plan, solver="fitted", n=2, statistics=flow, bands=4)
     with pytest.raises(UserError, match=r"`steps` = 50 must lie in 1\.\."):
-        model.plan(steps=50, trajectory="fitted", flow=flow)
+        model.plan(steps=50, trajectory="fitted", statistics=flow)
     solver = Fitted(PROCESS, np.array([0.0, 200.0]), lambda: flow, 1)
     with pytest.raises(UserError, match="made for another path"):
         solver.step(flow.denoise, torch.zeros(1, *SHAPE), 100.0, 0.0, lambda: pytest.fail("noise"))
@@ -265,7 +265,7 @@ JUMP = ("sampling.start=gaussian", "sampling.start_log_snr=-2.0", "sampling.star
     [
         (("moments.starts=50",), "config.moments.starts = 50 does not go with"),
         (("sampling.bands=2",), "config.sampling.bands = 2 does not go with"),
-        ((*FITTED, "moments.flow_basis=auto"), "not in all that 'auto' stands for: name one"),
+        ((*FITTED, "moments.flow_basis=auto"), "this wants one basis: name it"),
         ((*FITTED, "moments.trajectories_file=none.npz"), "trajectories_file = 'none.npz' is no file"),
         ((*FITTED, *JUMP), "a start that jumps wants another config.trajectory.name"),
     ],

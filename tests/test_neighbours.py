@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adpm import ideal
 from adpm.basis import Matrix
+from adpm.coordinates import Axes
 from adpm.denoiser import Prediction
 from adpm.draws import Source
 from adpm.errors import UserError
@@ -43,7 +44,7 @@ def addim(variance: Any, inflation: float = 1.0) -> ADDIM:
 def coloured(residual: Any, variance: Any, basis: Any = None, **options: float) -> ColouredNoise:
     """CNS with r_f(t) and Var_f given."""
     known = SimpleNamespace(variance=np.array(variance), shape=SHAPE, basis=basis, curve=lambda _: residual)
-    return ColouredNoise(lambda: known, PROCESS, **options)  # type: ignore[arg-type, return-value]
+    return ColouredNoise(Axes(lambda: known, PROCESS), **options)  # type: ignore[arg-type, return-value]
 
 
 def constant(values: Any) -> Any:

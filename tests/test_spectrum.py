@@ -12,7 +12,8 @@ import torch
 
 import adpm.run.spectrum
 from adpm.basis import Matrix
-from adpm.coordinates import Spectrum, Watch
+from adpm.coordinate_draws import Watch
+from adpm.coordinates import Spectrum
 from adpm.moments import MomentTable
 from tests.commands import go, refused, the_file
 

@@ -15,7 +15,7 @@ from adpm.variance import RuleFacts
 
 def check_files(config: Any) -> None:
     """Named moments and statistics exist, moments in one place only."""
-    for name in ("file", "ms_eps", "ems_file", "coordinates_file", "trajectories_file"):
+    for name in ("file", "ms_eps", *(name for name in config.moments if name.endswith("_file"))):
         if config.moments[name] and not Path(config.moments[name]).is_file():
             raise UserError(f"config.moments.{name} = '{config.moments[name]}' is no file.")
     if config.moments.file and config.moments.ms_eps:

@@ -165,13 +165,8 @@ def used_moments(session: Session, *choices: str) -> str | None:
 
 def used_statistics(session: Session, *choices: str) -> dict[str, str]:
     """The keys of what chosen members need to know of the network besides moments, by name."""
-    facts = (session.kind(choice).facts for choice in choices)
-    return statistics_keys(session, *(getattr(f, "statistics", "") for f in facts))
-
-
-def statistics_keys(session: Session, *names: str) -> dict[str, str]:
-    """The keys of these statistics, those of no name left out."""
     family = session.house.families["statistics"]
+    names = (getattr(session.kind(choice).facts, "statistics", "") for choice in choices)
     return {name: family[name].facts.key(session) for name in names if name}
 
 

@@ -93,7 +93,7 @@ def _path(session: Session, measured: Session | None, ms_eps: Any, last: int | N
             _unmeasured if measured is None else lambda priced: needs_of(session, priced),
             ms_eps,
             last,
-            _unmeasured if measured is None else lambda: session.known("trajectories").reference,
+            _unmeasured if measured is None else lambda: session.known("trajectories"),
             **options,
         )
 

@@ -72,10 +72,10 @@ def show_spectrum(session: Session, spectrum: Spectrum) -> None:
         say(f"  {name:12}{bound / np.log(2.0):9.4f}{'  (chosen)' if name == spectrum.name else ''}")
     say(f"smoothed over {how.width} neighbours and {how.times} times on either side, spread {how.spread:g}.")
     say(f"E (x0 - x0_hat)^2 along {values.shape[1]} coordinates of '{spectrum.name}':")
-    say("       t  log-SNR          mean         least      greatest  error (median)")
+    say("       t  log-SNR          mean         least      greatest  error (median)   before limits: mean")
     for i in np.linspace(0, len(values) - 1, _SHOWN).round().astype(int):
         row, error = values[i], np.median(spectrum.error[i] / np.maximum(values[i], 1e-300))
-        told = f"{row.mean():14.3e}{row.min():14.3e}{row.max():14.3e}{error:16.1%}"
+        told = f"{row.mean():14.3e}{row.min():14.3e}{row.max():14.3e}{error:16.1%}{spectrum.raw[i].mean():22.3e}"
         say(f"{spectrum.times[i]:8g} {float(process.log_snr(spectrum.times[i])):8.2f}{told}")
     figure = spectrum_figure(spectrum, process)
     name = f"{KEPT.name}-{KEPT.key(session)}"

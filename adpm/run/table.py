@@ -128,7 +128,14 @@ class Table:
     def _of_kind(self, section: str, kind: Kind) -> list[tuple[str, Field]]:
         own = [(_dotted(section, key), found) for key, found in kind.fields.items()]
         # whatever else it is part of, it is part of what the member is part of
-        return own + [(other, replace(self.field(other), of=None)) for other in kind.reads]
+        return own + [(name, replace(found, of=None)) for read in kind.reads for name, found in self.named(read)]
+
+    def named(self, read: str) -> list[tuple[str, Field]]:
+        """A field by its dotted name; by "choice=member" all fields of a member of what the field `choice` chooses."""
+        choice, _, member = read.partition("=")
+        if not member:
+            return [(read, self.field(read))]
+        return self._of_kind(_split(choice)[0], self.families[self.field(choice).choices][member])
 
     def starting(self, *products: str) -> list[str]:
         """The shared fields that products start with."""

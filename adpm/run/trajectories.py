@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from adpm.fitting import best_times
+from adpm.fitting import Flow
 from adpm.progress import say
-from adpm.reference import Flow, Reference
+from adpm.reference import Reference
 from adpm.run.assembly import Session
 from adpm.run.kept import Kept
 from adpm.run.store import Parts, parts_of
@@ -49,7 +49,7 @@ def show_flow(session: Session, flow: Flow) -> None:
     reference, process = flow.reference, session.process
     say(f"{reference.starts} trajectories at {len(reference.times) - 1} times; steps fitted to them miss least at")
     for steps in (k for k in _SHOWN if k < len(reference.times)):
-        times = process.times[best_times(lambda: reference, process, steps)]
+        times = process.times[flow.best_times(process, steps)]
         say(f"  K = {steps:2}: t = " + " ".join(f"{t:g}" for t in times[:0:-1]))
     ends = reference.states[0]
     say(f"their ends lie in [{float(ends.min()):.3f}, {float(ends.max()):.3f}], std {float(np.std(ends.numpy())):.3f}.")

@@ -61,7 +61,8 @@ def shared_names(table: Table) -> list[str]:
         found, section = table.field(name), name.rpartition(".")[0]
         todo += found.reads
         for kind in table.families[found.choices].values() if found.choices else ():
-            todo += [f"{section}.{key}" for key in kind.fields] + list(kind.reads)
+            todo += [f"{section}.{key}" for key in kind.fields]
+            todo += [other for read in kind.reads for other, _ in table.named(read)]
     sets = {axis.sets for axis in AXES.values()}
 
     def wanted(name: str) -> bool:

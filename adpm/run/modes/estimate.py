@@ -118,6 +118,10 @@ class StatisticsFacts:
     show: Callable[[Session, Any], None]
 
 
+def _file(what: str) -> Field:
+    return Field("", f"{what} to use; empty = measured when missing", of=(), given=False)
+
+
 STATISTICS: dict[str, Kind] = {
     "moments": Kind(
         moments_for,
@@ -132,7 +136,7 @@ STATISTICS: dict[str, Kind] = {
             "nodes": Field(61, "times at which they are measured, even in log-SNR", low=3),
             "ems_draws": Field(1000, "(image, noise, signs) triples per node", low=2),
             "derivative": Field("auto", "how the network is differentiated", choices="derivative"),
-            "ems_file": Field("", "a statistics file to use; empty = measured when missing", of=(), given=False),
+            statistics.KEPT.file: _file("a statistics file"),
         },
     ),
     spectrum.KEPT.name: Kind(
@@ -141,9 +145,7 @@ STATISTICS: dict[str, Kind] = {
         StatisticsFacts(spectrum.KEPT.key, spectrum.show_spectrum),
         {
             "basis": Field("auto", "whose coordinates", choices="basis"),
-            "coordinates_file": Field(
-                "", "a coordinates file to use; empty = measured when missing", of=(), given=False
-            ),
+            spectrum.KEPT.file: _file("a coordinates file"),
         },
     ),
     trajectories.KEPT.name: Kind(
@@ -154,9 +156,7 @@ STATISTICS: dict[str, Kind] = {
             "starts": Field(200, "trajectories", low=2),
             "flow_nodes": Field(60, "times along each, even in log-SNR: network calls", low=4),
             "flow_basis": Field("pca", "whose coordinates steps are fitted in", choices="basis"),
-            "trajectories_file": Field(
-                "", "a trajectories file to use; empty = measured when missing", of=(), given=False
-            ),
+            trajectories.KEPT.file: _file("a trajectories file"),
         },
     ),
 }
