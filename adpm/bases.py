@@ -215,7 +215,7 @@ _COLOUR = {"colour": Field(True, "decorrelate the channels first, where there ar
 
 
 def _undecided(needs: BasisNeeds) -> Basis:
-    raise UserError("this wants one basis: name it, 'auto' stands for several.")
+    raise UserError("trajectories are compared in one basis (`flow_basis`), and 'auto' stands for several: name one.")
 
 
 BASES: dict[str, Kind] = {

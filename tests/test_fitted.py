@@ -265,7 +265,10 @@ JUMP = ("sampling.start=gaussian", "sampling.start_log_snr=-2.0", "sampling.star
     [
         (("moments.starts=50",), "config.moments.starts = 50 does not go with"),
         (("sampling.bands=2",), "config.sampling.bands = 2 does not go with"),
-        ((*FITTED, "moments.flow_basis=auto"), "this wants one basis: name it"),
+        (
+            (*FITTED, "moments.flow_basis=auto"),
+            "in one basis (config.moments.flow_basis), and 'auto' stands for several",
+        ),
         ((*FITTED, "moments.trajectories_file=none.npz"), "trajectories_file = 'none.npz' is no file"),
         ((*FITTED, *JUMP), "a start that jumps wants another config.trajectory.name"),
     ],
