@@ -199,19 +199,14 @@ class Table:
 
     def update(self, config: ConfigDict, fields: Mapping[str, Any]) -> None:
         """Set fields by their dotted names, and unset what nobody reads then."""
-        for name, value in fields.items():
-            section, key = _split(name)
-            with config.unlocked(), config.ignore_type():
-                (config[section] if section else config)[key] = value
+        _set(config, fields)
         self.prune(config)
 
     def prune(self, config: ConfigDict) -> None:
         """Unset what nobody reads: fields that several configs share are for those that read them."""
         shared = [_dotted(s, k) for s, fields in self.sections.items() for k, f in fields.items() if f.of is not None]
-        for name in self.unread(config, {item.name for item in self.walk(config, shared)}):
-            section, key = _split(name)
-            with config.unlocked(), config.ignore_type():
-                (config[section] if section else config)[key] = self.default(name)
+        idle = self.unread(config, {item.name for item in self.walk(config, shared)})
+        _set(config, {name: self.default(name) for name in idle})
 
     def _does_nothing(self, config: Mapping[str, Any], name: str) -> str:
         section, key = _split(name)
@@ -289,6 +284,14 @@ def _value(config: Mapping[str, Any], name: str) -> Any:
     section, key = _split(name)
     inside = config.get(section) if section else config
     return None if inside is None else inside.get(key)
+
+
+def _set(config: ConfigDict, fields: Mapping[str, Any]) -> None:
+    """Set fields by their dotted names, whatever types they have had."""
+    with config.unlocked(), config.ignore_type():  # once for all: entering walks through the whole config
+        for name, value in fields.items():
+            section, key = _split(name)
+            (config[section] if section else config)[key] = value
 
 
 def _chosen(found: Field, value: Any) -> list[str]:
