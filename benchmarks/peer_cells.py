@@ -25,7 +25,6 @@ from adpm.sampler import keyed
 from benchmarks import diffusers_peers
 
 CONFIG = "configs/digits.py"
-TIMES = 100  # of the moments
 
 PATHS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("even", "stride", "power2", "log_snr", "karras", "least_cost", "fitted")},
@@ -188,7 +187,9 @@ def _indices(workdir: Path, clip: bool, steps: int, name: str, draws: int) -> np
     return model_of(clip, workdir).plan(*given, draws=draws, statistics=flow, **options).path.indices
 
 
-def prepare(workdir: Path, budgets: Sequence[int], trajectories: Sequence[str], draws: int, statistics: bool) -> None:
+def prepare(
+    workdir: Path, budgets: Sequence[int], trajectories: Sequence[str], draws: int, times: int, statistics: bool
+) -> None:
     """Moments, paths and what solvers need to know of the network, each measured once."""
     (workdir / "plans").mkdir(parents=True, exist_ok=True)
     if statistics and not statistics_file(workdir).is_file():
@@ -196,7 +197,7 @@ def prepare(workdir: Path, budgets: Sequence[int], trajectories: Sequence[str], 
     for clip in (True, False):
         model, file = model_of(clip, workdir), moments_file(workdir, clip)
         if not file.is_file():
-            model.measure(draws=draws, times=TIMES, basis="auto").save(file)
+            model.measure(draws=draws, times=times, basis="auto").save(file)
         for steps in budgets:
             for trajectory in trajectories:
                 made = plan_file(workdir, clip, trajectory, steps)

@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=None, help="names of samplers")
     parser.add_argument("--trajectories", nargs="+", default=list(PATHS), choices=PATHS, help="of ours")
     parser.add_argument("--draws", type=int, default=300, help="of moments and data term, which some of ours need")
+    parser.add_argument("--times", type=int, default=100, help="of the moments")
     parser.add_argument("--screen", type=int, default=500)
     parser.add_argument("--within", type=float, default=1.5, help="times the least distance: who stays after screening")
     parser.add_argument("--samples", type=int, default=2000)
@@ -140,7 +141,7 @@ def main() -> None:
     if unknown := set(names) - {*PEERS, *OURS}:
         parser.error(f"{sorted(unknown)} unknown; known: {', '.join([*PEERS, *OURS])}")
     describe("Samplers in few steps, ours and diffusers'")
-    prepare(options.workdir, options.steps, options.trajectories, options.draws, V3 in names)
+    prepare(options.workdir, options.steps, options.trajectories, options.draws, options.times, V3 in names)
     kept = Kept(options.workdir / "cells.jsonl")
     screened = chosen(kept, names, options.steps, options.trajectories, options.screen, options.workers)
     best = leading(screened, options.within)

@@ -7,10 +7,10 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-import torch
 from matplotlib.figure import Figure
 
 from tests.goldens import Golden, golden
+from tests.threads import single_thread
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start: several tests run side by side
 
@@ -18,10 +18,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start: several te
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Small tensors are faster on one thread, and results do not depend on the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with single_thread():
+        yield
 
 
 @pytest.fixture

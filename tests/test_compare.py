@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from adpm.errors import UserError
 from adpm.run.bound import bound_for
@@ -29,6 +31,7 @@ from benchmarks import compare_kills
 from benchmarks.compare_kills import files, kill_at, start
 from tests.processes import HANG, UNPAINTED, at_work, started, until
 from tests.test_compare_grid import toy
+from tests.threads import single_thread
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,12 +51,28 @@ def get_config(variant=""):
 """
 
 
-@pytest.fixture
-def config(tmp_path, monkeypatch, unpainted):
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
     """A config file of 8 methods, 2 numbers of steps and 2 seeds."""
+    path = tmp_path_factory.mktemp("config") / "small.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(file, tmp_path_factory):
+    """The comparison run once, for all tests that begin with one that is there; to be copied, not to be changed."""
+    workdir = tmp_path_factory.mktemp("compared") / "whole"
+    with pytest.MonkeyPatch.context() as patch, single_thread():  # fixtures of a function come after those of a module
+        patch.chdir(ROOT)
+        patch.setattr(Figure, "draw", lambda *_: None)
+        assert go(file, workdir) == 0
+    return workdir
+
+
+@pytest.fixture
+def config(file, monkeypatch, unpainted):
     monkeypatch.chdir(ROOT)
-    file = tmp_path / "small.py"
-    file.write_text(CONFIG)
     return file
 
 
@@ -128,9 +147,9 @@ def test_a_second_run_calls_no_denoiser_and_gives_the_same_tables(config, tmp_pa
     assert "cells to measure" not in capsys.readouterr().out
 
 
-def test_only_new_cells_are_measured(config, tmp_path, monkeypatch, capsys):
+def test_only_new_cells_are_measured(config, whole, tmp_path):
     """A longer grid reuses the cells of a shorter one; samples of another seed are drawn, paths and moments are not."""
-    assert go(config, tmp_path / "run") == 0
+    shutil.copytree(whole, tmp_path / "run")
     short = csv_of(tmp_path / "run")
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.npz")}
     assert go(config, tmp_path / "run", "--config.grid.steps=(3, 6, 9)") == 0
@@ -139,7 +158,6 @@ def test_only_new_cells_are_measured(config, tmp_path, monkeypatch, capsys):
     assert go(config, tmp_path / "run", "--config.likelihood.images=20") == 0
     drawn = [path for path in (tmp_path / "run" / "cells").rglob("*.npz") if "seed" in path.name]
     assert len(drawn) == 8 * 3 * 2, "fewer images of the bound change no samples"
-    capsys.readouterr()
 
 
 def test_what_is_measured_depends_on_what_it_should(config, tmp_path):
@@ -171,8 +189,7 @@ def test_what_is_measured_depends_on_what_it_should(config, tmp_path):
 
 
 @pytest.mark.parametrize("error", [UserError("the state is not finite."), MemoryError("the state is not finite.")])
-def test_a_cell_that_fails_is_told_and_the_rest_runs(config, tmp_path, monkeypatch, capsys, error):
-    assert go(config, tmp_path / "whole") == 0
+def test_a_cell_that_fails_is_told_and_the_rest_runs(config, whole, tmp_path, monkeypatch, capsys, error):
     draw = cells.samples_for
 
     def fails(session, path):
@@ -190,11 +207,11 @@ def test_a_cell_that_fails_is_told_and_the_rest_runs(config, tmp_path, monkeypat
     assert len(csv_of(tmp_path / "run")) == 1 + 16 - 4
     monkeypatch.setattr(cells, "samples_for", draw)
     assert go(config, tmp_path / "run") == 0
-    assert everything_but_clocks(tmp_path / "run") == everything_but_clocks(tmp_path / "whole")
+    assert everything_but_clocks(tmp_path / "run") == everything_but_clocks(whole)
 
 
-def test_moments_that_were_lost_are_measured_again(config, tmp_path):
-    assert go(config, tmp_path / "run") == 0
+def test_moments_that_were_lost_are_measured_again(config, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
     before = everything_but_clocks(tmp_path / "run")
     for lost in (tmp_path / "run" / "cache").glob("moments-*.npz"):
         lost.unlink()
@@ -233,13 +250,12 @@ def test_what_is_wrong_is_told_before_anything_is_measured(config, tmp_path, cap
     assert not list(tmp_path.rglob("*.npz"))
 
 
-def test_killed_and_continued(config, tmp_path, monkeypatch):
-    """Tables equal byte for byte, wherever it was killed; three times here, twenty by benchmarks/compare_kills.py."""
+def test_killed_and_continued(config, whole, tmp_path, monkeypatch):
+    """Tables equal byte for byte, wherever it was killed; twice here, twenty times by benchmarks/compare_kills.py."""
     monkeypatch.setattr(compare_kills, "MAIN", UNPAINTED)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert go(config, whole) == 0
-    for n in (2, 15, len(files(whole)) // 3):
-        assert kill_at(start(str(config), killed, "--config.processes=2"), killed, n)
+    killed = tmp_path / "killed"
+    for processes, n in ((1, 2), (2, len(files(whole)) // 3)):  # among the moments, and among the cells
+        assert kill_at(start(str(config), killed, f"--config.processes={processes}"), killed, n)
     assert go(config, killed) == 0
     assert everything_but_clocks(killed) == everything_but_clocks(whole)
 
