@@ -49,9 +49,9 @@ def stored_draws(stored):
 @pytest.mark.parametrize(("how", "most"), [("jvp", 1e-6), ("difference", 1e-4)])
 @pytest.mark.parametrize("name", ["vp", "edm"])
 def test_stored_draws_give_the_stored_statistics(name, how, most):
-    """Acceptance A2, in batches of 10, so that sums are merged."""
+    """Acceptance A2, in batches of 20, so that sums are merged."""
     world = flow(name)
-    ems = measure_ems(world.denoise, world.process, stored_draws(world.stored), 32, 121, derivative=how, batch_size=10)
+    ems = measure_ems(world.denoise, world.process, stored_draws(world.stored), 32, 121, derivative=how, batch_size=20)
     assert np.allclose(ems.grid, world.stored["lam_grid"], atol=1e-12) and ems.derivative == how
     exact = how == "jvp"
     assert np.abs(ems.linear - world.stored["ems32_l"]).max() < (1e-12 if exact else 1e-8)

@@ -99,6 +99,7 @@ def _quick(path: str) -> tuple[ConfigDict, House]:
 
 SMALLER: dict[str, dict[str, Any]] = {
     "benchmarks.digits_bits": {"BUDGETS": (3, 5, 25), "load_config": _quick},
+    "benchmarks.jumps": {"LANDINGS": (-4.0, 0.0)},
     "benchmarks.langevin": {"STEPS": 5},
     "benchmarks.compare_kills": {"MAIN": UNPAINTED},
 }
