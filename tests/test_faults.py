@@ -234,7 +234,7 @@ def test_bits_per_dim_have_one_convention_and_the_other_figure_beside_it(
 def test_the_default_path_and_decoder_are_the_best_ones(tmp_path: Path) -> None:
     """Ten planned steps on digits: the README's 1.9 bits/dim of its first screen, not the 3.3 of another convention."""
     assert (
-        go(tmp_path / "run", "digits", "likelihood", "trajectory.steps=10", "moments.draws=60", "likelihood.images=100")
+        go(tmp_path / "run", "digits", "likelihood", "trajectory.steps=10", "moments.draws=20", "likelihood.images=60")
         == 0
     )
     result = json.loads(the_file(tmp_path, "run/likelihood/*/result.json").read_text())

@@ -109,12 +109,12 @@ def held_out_loss(trainer: Trainer) -> float:
     data, process = trainer.data, trainer.process
     images = data.split("test")[:_TEST_IMAGES]
     noise = KeyedNoise(trainer.seed, "test loss")
-    total = 0.0
+    total, batch = 0.0, 4 * trainer.options.batch_size  # no gradients are kept
     for k in range(_TEST_PASSES):
         # golden-ratio times: evenly spread over 1..N without a seed
         fractions = (np.arange(len(images)) * 0.618033988749895 + k / _TEST_PASSES) % 1.0
         times = process.uniform_times(fractions)
-        for numbers in torch.arange(len(images)).split(trainer.options.batch_size):
+        for numbers in torch.arange(len(images)).split(batch):
             x0 = data.scaled(images[numbers]).to(trainer.device)
             eps = noise(numbers.to(trainer.device), k, x0.shape[1:])
             total += trainer.loss_of(trainer.averaged, x0, eps, times[numbers.numpy()]).sum().item()
