@@ -77,11 +77,11 @@ def into_a_copy(folder: str) -> None:
     os.chdir(copy)
 
 
-def outcome(tests: Sequence[str], limit: float | None) -> tuple[str, str]:
-    """(KILLED, by what), (SURVIVED, "") or (ERROR, why): what these tests say about the copy as it is."""
+def outcome(arguments: Sequence[str], limit: float | None) -> tuple[str, str]:
+    """(KILLED, by what), (SURVIVED, "") or (ERROR, why): what pytest with these arguments says about the copy."""
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": os.getcwd()}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen([*PYTEST, *tests], env=env, start_new_session=True, **pipes)
+    process = subprocess.Popen([*PYTEST, *arguments], env=env, start_new_session=True, **pipes)
     try:
         out, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
@@ -125,7 +125,8 @@ def main() -> int:
         return print(*faults, f"{len(faults)} faults", sep="\n") or 0
     with tempfile.TemporaryDirectory() as folder, Pool(options.workers, into_a_copy, [folder]) as pool:
         named = sorted({test for fault in faults for test in (*fault.tests, *fault.wider)})
-        if (said := pool.apply(outcome, (named, None)))[0] != SURVIVED:
+        together = ["-n", str(options.workers), "--dist", "worksteal"]
+        if (said := pool.apply(outcome, ([*together, *named], None)))[0] != SURVIVED:
             print("without a fault:", *said)
             return 2
         for fault, (verdict, detail) in zip(faults, pool.imap(judged, faults), strict=True):
