@@ -24,8 +24,6 @@ from adpm.run.metrics import FEATURES, FrechetDistance, energy_distance
 from adpm.sampler import keyed
 from benchmarks import diffusers_peers
 
-CONFIG = "configs/digits.py"
-
 PATHS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("even", "stride", "power2", "log_snr", "karras", "least_cost", "fitted")},
     "log_snr to 4": ("log_snr", {"log_snr_max": 4.0}),
@@ -34,7 +32,6 @@ PATHS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> trajectory and its options; to log-SNR 4 is as early as diffusers' leading times end for K = 10."""
 
 NODES, STATISTICS_DRAWS = 60, 1000  # of the statistics of DPM-Solver-v3
-FIGURES = ("features, train", "features, test", "pixels, train", "pixels, test", "energy, test")
 
 V3, FITTED = "adpm DPM-Solver-v3", "adpm fitted"
 OURS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
@@ -54,6 +51,21 @@ OURS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     FITTED: ({"solver": "fitted"}, ({"bands": 1}, {"bands": 8})),
 }
 """Name -> what is given to Model.sample, and the options that are tried."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Whose samplers are compared, and where the work is kept.
+
+    Attributes:
+        workdir: the folder.
+        config: of the model.
+        file: of its images, where the config wants one.
+    """
+
+    workdir: Path
+    config: str = "configs/digits.py"
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,8 +93,9 @@ def settings(name: str, steps: int, trajectories: Sequence[str]) -> Iterator[str
 
 
 @cache
-def model_of(clip: bool, workdir: Path) -> adpm.Model:
-    return adpm.load(CONFIG, workdir=workdir / f"model-{called(clip)}", denoiser__clip=clip)
+def model_of(clip: bool, place: Place) -> adpm.Model:
+    given = {"data__file": place.file} if place.file else {}
+    return adpm.load(place.config, workdir=place.workdir / f"model-{called(clip)}", denoiser__clip=clip, **given)
 
 
 def called(clip: bool) -> str:
@@ -90,47 +103,48 @@ def called(clip: bool) -> str:
 
 
 @cache
-def judges(workdir: Path) -> dict[str, Any]:
-    """Figure -> images in [-1, 1] -> distance."""
-    images = {split: model_of(True, workdir).images[split] for split in ("test", "train")}
+def judges(place: Place) -> dict[str, Any]:
+    """Figure -> images in [-1, 1] -> distance; the first one chooses."""
+    images = {split: model_of(True, place).images[split] for split in ("test", "train")}
     shape = tuple(images["test"].shape[1:])
-    spaces = {"features": "digits", "pixels": "pixels"}
+    spaces = {"pixels": "pixels"} if shape != (1, 8, 8) else {"features": "digits", "pixels": "pixels"}
     out: dict[str, Any] = {
         f"{title}, {split}": FrechetDistance(FEATURES[kind].build(shape), images[split])
         for title, kind in spaces.items()
-        for split in images
+        for split in ("train", "test")
     }
     return {**out, "energy, test": lambda drawn: energy_distance(drawn, images["test"])}
 
 
-def figures(images: Tensor, names: Sequence[str], workdir: Path) -> dict[str, float]:
+def figures(images: Tensor, names: Sequence[str], place: Place) -> dict[str, float]:
+    """The named distances of samples."""
     limited = images.clamp(-1.0, 1.0)
-    return {name: float(judges(workdir)[name](limited)) for name in names}
+    return {name: float(judges(place)[name](limited)) for name in names}
 
 
 @torch.inference_mode()
-def measured(cell: Cell, workdir: Path) -> tuple[Cell, dict[str, Any]]:
+def measured(cell: Cell, place: Place) -> tuple[Cell, dict[str, Any]]:
     """A cell with its figures, or with what went wrong."""
     torch.set_num_threads(1)
     try:
-        drawn = _ours(cell, workdir) if cell.name in OURS else _peer(cell, workdir)
+        drawn = _ours(cell, place) if cell.name in OURS else _peer(cell, place)
         if not bool(torch.isfinite(drawn).all()):
             return cell, {"failed": "not finite"}
-        return cell, figures(drawn, cell.figures, workdir)
+        return cell, figures(drawn, cell.figures, place)
     except (adpm.UserError, ValueError, IndexError, AssertionError, RuntimeError, NotImplementedError) as error:
         return cell, {"failed": str(error).split("\n")[0][:200]}
 
 
-def _ours(cell: Cell, workdir: Path) -> Tensor:
-    model, (given, tried) = model_of(cell.clip, workdir), OURS[cell.name]
+def _ours(cell: Cell, place: Place) -> Tensor:
+    model, (given, tried) = model_of(cell.clip, place), OURS[cell.name]
     trajectory, *_ = cell.setting.split(", ")
     options = next(o for o in tried if cell.setting == ", ".join([trajectory, *(f"{k} {v}" for k, v in o.items())]))
-    file = plan_file(workdir, cell.clip, trajectory, cell.steps)
+    file = plan_file(place, cell.clip, trajectory, cell.steps)
     if not file.is_file():
         raise adpm.UserError(f"'{trajectory}' has no path of {cell.steps} steps")
     path = np.load(file)
-    plan = Plan(Times(path, model.process.times[path], None), moments_of(workdir, cell.clip))
-    known = {V3: lambda: EMS.load(statistics_file(workdir)), FITTED: lambda: flow_of(workdir)}.get(cell.name)
+    plan = Plan(Times(path, model.process.times[path], None), moments_of(place, cell.clip))
+    known = {V3: lambda: EMS.load(statistics_file(place)), FITTED: lambda: flow_of(place)}.get(cell.name)
     return model.sample(
         plan,
         n=cell.samples,
@@ -142,8 +156,8 @@ def _ours(cell: Cell, workdir: Path) -> Tensor:
     )
 
 
-def _peer(cell: Cell, workdir: Path) -> Tensor:
-    model = model_of(cell.clip, workdir)
+def _peer(cell: Cell, place: Place) -> Tensor:
+    model = model_of(cell.clip, place)
     options = dict(diffusers_peers.settings(cell.name))[cell.setting]
     shape, parts = tuple(model.images["test"].shape[1:]), []
     for numbers in torch.arange(cell.samples).split(500):
@@ -155,52 +169,52 @@ def _peer(cell: Cell, workdir: Path) -> Tensor:
 # What our samplers need first
 
 
-def moments_file(workdir: Path, clip: bool) -> Path:
-    return workdir / f"coordinates-{called(clip)}.npz"
+def moments_file(place: Place, clip: bool) -> Path:
+    return place.workdir / f"coordinates-{called(clip)}.npz"
 
 
-def plan_file(workdir: Path, clip: bool, trajectory: str, steps: int) -> Path:
-    return workdir / "plans" / f"{trajectory}-{called(clip)}-K{steps}.npy"
+def plan_file(place: Place, clip: bool, trajectory: str, steps: int) -> Path:
+    return place.workdir / "plans" / f"{trajectory}-{called(clip)}-K{steps}.npy"
 
 
-def statistics_file(workdir: Path) -> Path:
-    return workdir / "statistics.npz"
+def statistics_file(place: Place) -> Path:
+    return place.workdir / "statistics.npz"
 
 
-def moments_of(workdir: Path, clip: bool) -> adpm.Moments:
-    return adpm.Moments.load(moments_file(workdir, clip), model_of(clip, workdir).process)
+def moments_of(place: Place, clip: bool) -> adpm.Moments:
+    return adpm.Moments.load(moments_file(place, clip), model_of(clip, place).process)
 
 
 @cache
-def flow_of(workdir: Path) -> Flow:
+def flow_of(place: Place) -> Flow:
     """The trajectories that fitted steps and times are fitted to."""
-    model, file = model_of(False, workdir), workdir / "trajectories.npz"
+    model, file = model_of(False, place), place.workdir / "trajectories.npz"
     if not file.is_file():
         model.measure_trajectories().reference.save(file)
     return Flow(Reference.load(file), model.denoise, model.process)
 
 
-def _indices(workdir: Path, clip: bool, steps: int, name: str, draws: int) -> np.ndarray:
+def _indices(place: Place, clip: bool, steps: int, name: str, draws: int) -> np.ndarray:
     trajectory, options = PATHS[name]
-    flow = flow_of(workdir) if trajectory == "fitted" else None
-    given = (moments_of(workdir, clip), steps, trajectory)
-    return model_of(clip, workdir).plan(*given, draws=draws, statistics=flow, **options).path.indices
+    flow = flow_of(place) if trajectory == "fitted" else None
+    given = (moments_of(place, clip), steps, trajectory)
+    return model_of(clip, place).plan(*given, draws=draws, statistics=flow, **options).path.indices
 
 
 def prepare(
-    workdir: Path, budgets: Sequence[int], trajectories: Sequence[str], draws: int, times: int, statistics: bool
+    place: Place, budgets: Sequence[int], trajectories: Sequence[str], draws: int, times: int, statistics: bool
 ) -> None:
     """Moments, paths and what solvers need to know of the network, each measured once."""
-    (workdir / "plans").mkdir(parents=True, exist_ok=True)
-    if statistics and not statistics_file(workdir).is_file():
-        model_of(False, workdir).measure_statistics(nodes=NODES, draws=STATISTICS_DRAWS).save(statistics_file(workdir))
+    (place.workdir / "plans").mkdir(parents=True, exist_ok=True)
+    if statistics and not statistics_file(place).is_file():
+        model_of(False, place).measure_statistics(nodes=NODES, draws=STATISTICS_DRAWS).save(statistics_file(place))
     for clip in (True, False):
-        model, file = model_of(clip, workdir), moments_file(workdir, clip)
+        model, file = model_of(clip, place), moments_file(place, clip)
         if not file.is_file():
             model.measure(draws=draws, times=times, basis="auto").save(file)
         for steps in budgets:
             for trajectory in trajectories:
-                made = plan_file(workdir, clip, trajectory, steps)
+                made = plan_file(place, clip, trajectory, steps)
                 if not made.is_file():
                     with suppress(adpm.UserError):  # some have no path of so many steps
-                        np.save(made, _indices(workdir, clip, steps, trajectory, draws))
+                        np.save(made, _indices(place, clip, steps, trajectory, draws))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from adpm.fitting import NODE_BANDS, Flow, Priced, bands_of, fit_steps
 from adpm.model import Model
 from adpm.process import PROCESSES, Array
 from adpm.reference import Reference, Unlimited
+from adpm.trajectory import Request, trajectory
 from tests.commands import go, refused, the_file
 
 PROCESS = PROCESSES["linear"].build(200)
@@ -114,6 +116,20 @@ def test_fitted_steps_end_nearer_the_flow_than_formulas_do() -> None:
         solver = model.families["solver"]["dpmpp"].build(PROCESS, times=path, **options)
         off[name] = float((walked(flow, solver, new.states[-1]) - new.states[0]).square().mean().sqrt())
     assert off["fitted"] < 0.6 * min(off["ddim"], off["dpmpp"]), off
+
+
+def test_order_two_on_a_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like the methods whose numbers it could take, from new starts, on times even in log-SNR."""
+    process = PROCESSES["linear"].build(1000)
+    monkeypatch.setattr(sys.modules[__name__], "PROCESS", process)
+    flow, new = (measured(MIXED, nodes=200, seed=seed) for seed in (0, 5))
+
+    def error(steps: int) -> float:
+        path = process.times[trajectory("log_snr", Request(process, steps))]
+        off = walked(flow, Fitted(process, path, lambda: flow, bands=1), new.reference.states[-1])
+        return float((off - new.reference.states[0]).abs().mean())
+
+    assert np.log2(error(24) / error(48)) == pytest.approx(2.0, abs=0.15)
 
 
 def test_bands_are_even_and_in_order_of_variance() -> None:

@@ -306,3 +306,19 @@ def test_the_slope_of_the_mean(name):
     np.testing.assert_allclose(slope, stein, rtol=2e-4)
     r = np.diag(residual(MIXTURE, predictor, t))
     assert np.allclose(slope, r / rho2, rtol=2e-4) == (name in ("exact", "best linear"))
+
+
+@pytest.mark.parametrize("name", ["exact", "affine"])
+def test_noisier_states_add_nothing_to_an_exact_mean(name):
+    """E (x_0 - x0_hat(x_t)) g = 0 for predictions and states at noisier times, if x0_hat is exact; else there is some."""
+    x0, eps = MIXTURE.draws
+    predictor, other = PREDICTORS[name], np.random.default_rng(1).normal(size=eps.shape)
+    (alpha_t, sigma_t), (alpha, sigma) = scales(300), scales(700)
+    x_t = alpha_t * x0 + sigma_t * eps
+    ratio = alpha / alpha_t
+    noisier = ratio * x_t + np.sqrt(sigma**2 - (ratio * sigma_t) ** 2) * other
+    left = x0 - predictor(MIXTURE, x_t, alpha_t, sigma_t)
+    seen = np.concatenate([noisier, predictor(MIXTURE, noisier, alpha, sigma)], 1)
+    products = left[:, :, None] * (seen - seen.mean(0))[:, None]
+    off = np.abs(products.mean(0)) / (products.std(0) / np.sqrt(DRAWS))
+    assert (off.max() < 4.0) == (name == "exact")
