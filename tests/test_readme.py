@@ -70,6 +70,7 @@ SHORTER = {
     "--config.moments.statistics=trajectories": ["--config.moments.starts=20", "--config.moments.flow_nodes=8"],
     "--config.sampling.solver=fitted": ["--config.moments.starts=20", "--config.moments.flow_nodes=8"],
     "benchmarks.estimators": ["--draws=300", "--dense=4"],
+    "benchmarks.integrators": ["--samples=40", "--seeds=1", "--steps=3", "--draws=12", "--times=12", "--starts=20"],
     "benchmarks.jumps": ["--samples=20", "--seeds=2", "--steps=5", "--trajectories=even"],
     "benchmarks.langevin": ["--chains=20"],
     "benchmarks.heads_exact": ["--iterations=3", "--draws=100"],
@@ -99,6 +100,7 @@ def _quick(path: str) -> tuple[ConfigDict, House]:
 
 SMALLER: dict[str, dict[str, Any]] = {
     "benchmarks.digits_bits": {"BUDGETS": (3, 5, 25), "load_config": _quick},
+    "benchmarks.integrators": {"PATHS": ("log_snr",)},
     "benchmarks.jumps": {"LANDINGS": (-4.0, 0.0)},
     "benchmarks.langevin": {"STEPS": 5},
     "benchmarks.compare_kills": {"MAIN": UNPAINTED},
@@ -109,6 +111,7 @@ WITH_WORKDIR = (
     "benchmarks.compare_kills",
     "benchmarks.digits_bits",
     "benchmarks.heads_exact",
+    "benchmarks.integrators",
     "benchmarks.jumps",
     "benchmarks.peers",
     "benchmarks.spectral_bits",

@@ -84,6 +84,18 @@ def test_files_of_another_model_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert "is not a coordinates file" in refused(capsys, tmp_path / "wrong", "toy", "sample", *SPECTRAL, moments)
 
 
+def test_a_file_in_another_basis_than_the_one_asked_for_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(tmp_path / "run", "toy", "sample", *SPECTRAL, "moments.basis=pca") == 0
+    named = f"moments.coordinates_file={the_file(tmp_path / 'cache', 'coordinates-*.npz')}"
+    for basis in ("pca", "auto"):
+        assert go(tmp_path / basis, "toy", "sample", *SPECTRAL, named, f"moments.basis={basis}") == 0
+    told = refused(capsys, tmp_path / "dct", "toy", "sample", *SPECTRAL, named, "moments.basis=dct")
+    assert "config.moments.basis = 'dct' is not the basis of config.moments.coordinates_file" in told
+    assert told.endswith("'pca'; name that one, or 'auto'.\n")
+
+
 def test_other_contents_of_a_file_are_another_basis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields = ("moments.statistics=coordinates", *FEW[:2], "moments.basis=matrix")
     named = f"moments.basis_file={tmp_path / 'q.npy'}"

@@ -11,6 +11,7 @@ from adpm.bases import BasisNeeds, bases_of, basis_arrays, basis_from
 from adpm.basis import Basis
 from adpm.coordinates import Spectrum
 from adpm.draws import Source
+from adpm.errors import UserError
 from adpm.plots import spectrum_figure
 from adpm.progress import say
 from adpm.run.assembly import Session
@@ -25,8 +26,19 @@ _SHOWN = 8
 
 
 def spectrum_for(session: Session) -> Spectrum:
-    """r_f(t) of the session's trunk, measured in one pass with the moments."""
-    return KEPT.of(session, lambda path: _measured(session, path))
+    """r_f(t) of the session's trunk, measured in one pass with the moments.
+
+    Raises:
+        UserError: if a named file has another basis than the config asks for, and for all that `Kept.of` refuses.
+    """
+    found = KEPT.of(session, lambda path: _measured(session, path))
+    section, anything = session.config.moments, session.house.table.default("moments.basis")
+    if section.basis not in (found.name, anything):
+        raise UserError(
+            f"config.moments.basis = '{section.basis}' is not the basis of config.moments.coordinates_file = "
+            f"'{section.coordinates_file}', '{found.name}'; name that one, or '{anything}'."
+        )
+    return found
 
 
 def _measured(session: Session, path: Path) -> Spectrum:
