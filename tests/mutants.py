@@ -15,6 +15,7 @@ apply, does not compile, or has no tests, or if tests fail without one: then it 
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import re
 import shutil
@@ -27,10 +28,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pool
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from typing import NamedTuple
 
 ROOT, GOAL = Path(__file__).resolve().parent.parent, 0.95
-PYTEST = (sys.executable, *"-B -m pytest -xq --tb=no -p no:cacheprovider --hypothesis-seed=0 -m".split(), "not slow")
+PYTEST = (sys.executable, *"-m pytest -xq --tb=no -p no:cacheprovider --hypothesis-seed=0 -m".split(), "not slow")
 LIMIT = 600.0  # seconds, for one fault; nothing hangs so long but by a fault
 KILLED, SURVIVED, ERROR = "killed", "SURVIVED", "ERROR"
 
@@ -75,11 +77,19 @@ def into_a_copy(folder: str) -> None:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
     os.chdir(copy)
+    for package in (
+        "adpm",
+        "sde",
+        "covariance",
+        "configs",
+        "benchmarks",
+    ):  # told by contents
+        compileall.compile_dir(package, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
 
 
 def outcome(arguments: Sequence[str], limit: float | None) -> tuple[str, str]:
     """(KILLED, by what), (SURVIVED, "") or (ERROR, why): what pytest with these arguments says about the copy."""
-    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": os.getcwd()}
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPATH": os.getcwd()}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen([*PYTEST, *arguments], env=env, start_new_session=True, **pipes)
     try:
