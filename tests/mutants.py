@@ -77,13 +77,8 @@ def into_a_copy(folder: str) -> None:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
     os.chdir(copy)
-    for package in (
-        "adpm",
-        "sde",
-        "covariance",
-        "configs",
-        "benchmarks",
-    ):  # told by contents
+    for package in ("adpm", "sde", "covariance", "configs", "benchmarks"):
+        # by contents: a fault may have the length and time of what it replaces
         compileall.compile_dir(package, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
 
 
