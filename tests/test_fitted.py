@@ -132,6 +132,13 @@ def test_order_two_on_a_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.log2(error(24) / error(48)) == pytest.approx(2.0, abs=0.15)
 
 
+def test_variance_is_that_of_the_ends_along_the_basis() -> None:
+    reference = measured(GAUSS, basis="pca").reference
+    ends = reference.basis.forward(reference.states[0].double()).flatten(1).numpy()
+    np.testing.assert_allclose(reference.variance, ends.var(0), rtol=1e-12)
+    np.testing.assert_allclose(reference.variance, SPREAD, rtol=0.6)  # 60 starts
+
+
 def test_bands_are_even_and_in_order_of_variance() -> None:
     variance = torch.tensor([1.0, 5.0, 3.0, 2.0, 4.0])
     assert [b.tolist() for b in bands_of(variance, 2)] == [[1, 4, 2], [3, 0]]
