@@ -15,7 +15,7 @@ from adpm.derivative import derivative, usable
 from adpm.dpm_solver_v3 import DPMSolverV3
 from adpm.draws import Source
 from adpm.ems import EMS, data_prediction, half_log_snr
-from adpm.ems_measure import Node, keyed_draws, measure_ems
+from adpm.ems_measure import Node, _Sums, keyed_draws, measure_ems
 from adpm.ideal import IdealDenoiser, diagonal_mixture, full_mixture, gaussian
 from adpm.run.assembly import Session
 from adpm.run.cli import run
@@ -198,6 +198,9 @@ def test_what_a_rough_network_makes_of_s_is_cut():
     ems = measure_ems(Rough(), process, few(bimodal()), 100, 9)
     assert (ems.clamped > 0).any() and np.abs(ems.scale).max() == 3.0
     assert ems.clamped.sum() == (np.abs(ems.scale) == 3.0).sum()
+    f = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
+    cut = _Sums.of(f, 10.0 * f, f).fitted(Node.at(process, lambda t: t, 0.0))
+    assert cut["scale"] == 3.0 and cut["bias"] == 10.0 * 2.0 - 3.0 * 2.0, "the mean of f' is kept by the s that is used"
 
 
 class Detached:
