@@ -310,7 +310,7 @@ def test_the_slope_of_the_mean(name):
 
 @pytest.mark.parametrize("name", ["exact", "affine"])
 def test_noisier_states_add_nothing_to_an_exact_mean(name):
-    """E (x_0 - x0_hat(x_t)) g = 0 for predictions and states at noisier times, if x0_hat is exact; else there is some."""
+    """E (x_0 - x0_hat(x_t)) g = 0 for predictions and states at noisier times, if x0_hat is exact; not else."""
     x0, eps = MIXTURE.draws
     predictor, other = PREDICTORS[name], np.random.default_rng(1).normal(size=eps.shape)
     (alpha_t, sigma_t), (alpha, sigma) = scales(300), scales(700)
