@@ -40,6 +40,12 @@ def test_levels_scale_exactly_and_back():
     assert torch.equal((data.to_unit(x) * 16).round(), torch.arange(17.0))
 
 
+def test_samples_beyond_the_range_are_kept_as_its_ends():
+    data = DataSet("toy", {}, levels=17, low=-1.0, high=3.0, labels={})
+    samples = np.array([-1.7, -1.0, 1.0, 3.0, 3.2], dtype=np.float32)
+    np.testing.assert_array_equal(data.encode(samples), np.array([0, 0, 128, 255, 255], dtype=np.uint8))
+
+
 def test_patches_come_from_their_own_side_of_the_photographs():
     data = build("patches", size=32, stride=16)
     photographs = [np.asarray(p) for p in load_sample_images().images]
