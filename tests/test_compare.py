@@ -179,6 +179,7 @@ def test_what_is_measured_depends_on_what_it_should(config, tmp_path):
         "trajectory__budget": "at_most",
         "likelihood__decoder": "published",
         "precision": "bfloat16",
+        "grid__seeds": (5, 1),
     }.items():
         assert not records(**{field: value}) & plain, field
     for field, value in {"sampling__samples": 61, "sampling__batch_size": 7, "distance__splits": ("train",)}.items():

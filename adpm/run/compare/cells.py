@@ -93,8 +93,7 @@ class Cells:
             "layout": LAYOUT,
             **session.identity,
             "head": session.sampler_model.head,
-            "moments": moments_key(self.grid.root(method.formulation, None)),
-            "first_seed": self.grid.seeds[0],
+            "moments": moments_key(self.grid.root(method.formulation, None)),  # of the first seed, as plans are
             "own": fields,
         }
 
