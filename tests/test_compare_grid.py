@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from adpm.errors import UserError
 from adpm.run.compare.cells import Cells
@@ -135,6 +137,27 @@ def test_heads_belong_to_their_rules(tmp_path):
             assert session.model.head["objective"] == rule
             assert session.trunk.weights == root.trunk.weights
         assert grid.session(Method(formulation, "small", "even", "reverse_gaussian", 1.0), 5).model.head is None
+
+
+def test_another_head_makes_other_cells_of_its_rule_and_no_others(tmp_path):
+    with safe_open("pretrained/digits_sn.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        metadata = file.metadata()
+    (scaled, *_) = (name for name in tensors if name.endswith("bias"))
+    save_file({**tensors, scaled: tensors[scaled] + 0.125}, tmp_path / "other.safetensors", metadata)
+
+    def records(rule, head):
+        config = load_config("configs/compare_digits.py", "quick")[0]
+        config.formulations = {"discrete": config.formulations.discrete}
+        config.formulations.discrete.heads.sn.pretrained = head
+        config.grid.update(rules=("small", "sn"), trajectories=("even",), etas=(1.0,), steps=(10,))
+        cells = Cells(Grid(config, tmp_path, house()))
+        method = next(method for method in cells.grid.plan[0] if method.rule == rule)
+        return {record.file.name for record in cells.of(method)}
+
+    other = str(tmp_path / "other.safetensors")
+    assert records("sn", "") and not records("sn", "") & records("sn", other)
+    assert records("small", "") == records("small", other)
 
 
 def test_what_a_comparison_shares_is_what_its_cells_may_read():
