@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -104,21 +105,31 @@ def chosen(
         key, value = (cell.name, cell.steps), values.get(first, np.inf)
         if value < (found[best[key]].get(first, np.inf) if key in best else np.inf):
             best[key] = cell
-    failed = {(c.name, c.setting, c.steps, v["failed"]) for c, v in found.items() if "failed" in v}
-    print(f"screened {len(cells)} settings with {samples} samples each; {len(failed)} failed")
-    for name, setting, steps, why in sorted(failed):
-        print(f"  {name}, {setting}, K = {steps}: {why}")
+    failed = Counter(str(values["failed"]) for values in found.values() if "failed" in values)
+    print(f"screened {len(cells)} settings with {samples} samples each; {failed.total()} could not be run")
+    for why, count in failed.most_common():
+        print(f"  {count}: {why}")
     return {cell: float(found[cell][first]) for cell in best.values()}
 
 
 def leading(best: Mapping[Cell, float], within: float) -> list[Cell]:
-    """Those no further than `within` times the least of their K; prints the others."""
+    """Those no further than `within` times the least of their K."""
     least = {k: min(value for cell, value in best.items() if cell.steps == k) for k in {cell.steps for cell in best}}
-    for cell, value in sorted(best.items(), key=lambda item: (item[0].steps, item[1])):
-        if value > within * least[cell.steps]:
-            told = f"{cell.name} ({cell.setting}, {called(cell.clip)})"
-            print(f"  out at K = {cell.steps}: {told}: {value:.1f}, the best {least[cell.steps]:.1f}")
     return [cell for cell, value in best.items() if value <= within * least[cell.steps]]
+
+
+def screening(best: Mapping[Cell, float], steps: Sequence[int]) -> str:
+    """Every sampler's best setting at every K with its distance, the samplers in the order of the first K."""
+    found = {(cell.name, cell.steps): (cell, value) for cell, value in best.items()}
+    names = sorted({cell.name for cell in best}, key=lambda n: found[n, steps[0]][1] if (n, steps[0]) in found else 1e9)
+    lines = [f"| screening | {' | '.join(f'K = {k}' for k in steps)} |", "|---" * (1 + len(steps)) + "|"]
+    for name in names:
+        row = []
+        for k in steps:
+            cell, value = found.get((name, k), (None, np.nan))
+            row.append("" if cell is None else f"{value:.1f} ({cell.setting}, {called(cell.clip)})")
+        lines.append(f"| {name} | {' | '.join(row)} |")
+    return "\n".join(lines)
 
 
 def table(found: Mapping[Cell, Mapping[str, Array]], names: Sequence[str], steps: int) -> str:
@@ -200,6 +211,7 @@ def main() -> None:
     prepare(place, options.steps, options.trajectories, options.draws, options.times, V3 in names)
     kept = Kept(place)
     screened = chosen(kept, names, options.steps, options.trajectories, options.screen, options.workers)
+    print("\n" + screening(screened, options.steps), flush=True)
     best = leading(screened, options.within)
     whole = {cell: kept.of_seeds(cell, options.seeds, options.samples, options.workers) for cell in best}
     found = {cell: values for cell, values in whole.items() if values}
