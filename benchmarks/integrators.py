@@ -42,7 +42,6 @@ from adpm.solver import Solver, Step
 from benchmarks.protocol import describe
 
 PATHS = ("least_cost", "log_snr", "fitted")
-FIGURES = ("features", "pixels")
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,9 @@ class Known:
         return PchipInterpolator(-0.5 * self.process.log_snr(self.spectrum.times), np.log(self.spectrum.smoothed()))
 
     def residual(self, log_rho: Array) -> Array:
-        """r_f, at most what the exact mean of a Gaussian leaves: above that no deviation of z_f follows from it."""
-        variance, rho2 = self.spectrum.variance, np.exp(2.0 * log_rho)[..., None]
-        found = np.exp(self._curve(np.clip(log_rho, *self._curve.x[[0, -1]])))
-        return np.minimum(found, variance * rho2 / (variance + rho2))
+        """r_f, [..., d]; beyond the measured times that of the last one."""
+        found: Array = np.exp(self._curve(np.clip(log_rho, *self._curve.x[[0, -1]])))
+        return found
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,9 @@ class Matched:
         found, y, d = coordinates(self.known, denoise, x, t)
         if s == 0.0:
             return ended(self.known, found, d, x, t, s)
-        (rho_t, rho_s), r = np.exp(self.known.log_rho(t, s)), self.known.residual(self.known.log_rho(t)[0])
+        variance, (rho_t, rho_s) = self.known.spectrum.variance, np.exp(self.known.log_rho(t, s))
+        most = variance * rho_t**2 / (variance + rho_t**2)  # of a network that is no worse than the best linear mean
+        r = np.minimum(self.known.residual(self.known.log_rho(t)[0]), most)
         a, c = np.maximum(rho_t**2 - r, 1e-12), -(r + rho_s**2)  # E (D - m + k (y - D))^2 = a k^2 + 2 r k + lambda - r
         return ended(self.known, found, d + torch.as_tensor((np.sqrt(r**2 - a * c) - r) / a) * (y - d), x, t, s)
 
