@@ -60,7 +60,7 @@ class Known:
         return PchipInterpolator(-0.5 * self.process.log_snr(self.spectrum.times), np.log(self.spectrum.smoothed()))
 
     def residual(self, log_rho: Array) -> Array:
-        """r_f, [..., d]; beyond the measured times that of the last one."""
+        """r_f, [..., d], also between the times of a discrete process; beyond the measured ones that of the last."""
         found: Array = np.exp(self._curve(np.clip(log_rho, *self._curve.x[[0, -1]])))
         return found
 
@@ -78,10 +78,8 @@ class Linear:
 
     def variance(self, t: float, s: float) -> tuple[Array, Array]:
         """Of l = lambda/(lambda + rho^2), in closed form."""
-        root, (rho_t, rho_s) = (
-            np.sqrt(np.maximum(self.known.spectrum.variance, 1e-12)),
-            np.exp(self.known.log_rho(t, s)),
-        )
+        root = np.sqrt(np.maximum(self.known.spectrum.variance, 1e-12))
+        rho_t, rho_s = np.exp(self.known.log_rho(t, s))
         width_t, width_s = (np.hypot(root, rho) for rho in (rho_t, rho_s))
         return np.log(width_t / width_s), width_s * (np.arcsinh(root / rho_s) - np.arcsinh(root / rho_t)) / root
 
@@ -96,7 +94,7 @@ class Linear:
 
 
 class Exponential:
-    """The first-order step, and with half of the extrapolation of N.
+    """The first-order step, or with a part of the extrapolation of N.
 
     Args:
         known: per coordinate.

@@ -3,9 +3,9 @@
 For every number of network calls K each sampler is first screened: all of its time grids, orders and both ways of
 clipping x0, with --screen samples of one seed, judged by the Frechet distance to the training images, of digits in the
 features of a classifier (which knows these images best, so that they score 26 against the test images), else of
-pixels. The best setting, if it is no further than --within times the best of its K, is then measured with --samples
-samples of --seeds other seeds. Differences to the best sampler of a K are taken seed by seed, because all share their
-noise; their error is that of the mean over seeds.
+pixels. Its best setting is then measured with --samples samples of --seeds other seeds. The screening tells settings of
+a sampler apart, not samplers: one seed may be hard on all that add no noise. Differences to the best sampler of a K are
+taken seed by seed, because all share their noise; their error is that of the mean over seeds.
 
     python -m benchmarks.peers [--workdir=runs/peers] [--workers=2] [--steps 5 10] [--only DDIM UniPC] [--figure=FILE]
     python -m benchmarks.peers --config=configs/mnist.py --data=mnist.npz --workdir=runs/peers_mnist
@@ -112,12 +112,6 @@ def chosen(
     return {cell: float(found[cell][first]) for cell in best.values()}
 
 
-def leading(best: Mapping[Cell, float], within: float) -> list[Cell]:
-    """Those no further than `within` times the least of their K."""
-    least = {k: min(value for cell, value in best.items() if cell.steps == k) for k in {cell.steps for cell in best}}
-    return [cell for cell, value in best.items() if value <= within * least[cell.steps]]
-
-
 def screening(best: Mapping[Cell, float], steps: Sequence[int]) -> str:
     """Every sampler's best setting at every K with its distance, the samplers in the order of the first K."""
     found = {(cell.name, cell.steps): (cell, value) for cell, value in best.items()}
@@ -197,7 +191,6 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=300, help="of moments and data term, which some of ours need")
     parser.add_argument("--times", type=int, default=100, help="of the moments")
     parser.add_argument("--screen", type=int, default=500)
-    parser.add_argument("--within", type=float, default=1.5, help="times the least distance: who stays after screening")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
@@ -212,8 +205,7 @@ def main() -> None:
     kept = Kept(place)
     screened = chosen(kept, names, options.steps, options.trajectories, options.screen, options.workers)
     print("\n" + screening(screened, options.steps), flush=True)
-    best = leading(screened, options.within)
-    whole = {cell: kept.of_seeds(cell, options.seeds, options.samples, options.workers) for cell in best}
+    whole = {cell: kept.of_seeds(cell, options.seeds, options.samples, options.workers) for cell in screened}
     found = {cell: values for cell, values in whole.items() if values}
     print(f"\n{options.samples} samples x {options.seeds} seeds; Frechet distances, energy distance\n")
     print(floor(options.samples, kept))

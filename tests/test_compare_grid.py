@@ -139,6 +139,17 @@ def test_heads_belong_to_their_rules(tmp_path):
         assert grid.session(Method(formulation, "small", "even", "reverse_gaussian", 1.0), 5).model.head is None
 
 
+def _records(workdir, formulation, rule, **head):
+    """The names of a rule's records, with its head's config or file changed."""
+    config = load_config("configs/compare_digits.py", "quick")[0]
+    config.formulations = {formulation: config.formulations[formulation]}
+    config.formulations[formulation].heads.sn.update(head)
+    config.grid.update(rules=("small", "sn"), trajectories=("even",), etas=(1.0,), steps=(10,))
+    cells = Cells(Grid(config, workdir, house()))
+    method = next(method for method in cells.grid.plan[0] if method.rule == rule)
+    return {record.file.name for record in cells.of(method)}
+
+
 def test_another_head_makes_other_cells_of_its_rule_and_no_others(tmp_path):
     with safe_open("pretrained/digits_sn.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
@@ -146,18 +157,22 @@ def test_another_head_makes_other_cells_of_its_rule_and_no_others(tmp_path):
     (scaled, *_) = (name for name in tensors if name.endswith("bias"))
     save_file({**tensors, scaled: tensors[scaled] + 0.125}, tmp_path / "other.safetensors", metadata)
 
-    def records(rule, head):
-        config = load_config("configs/compare_digits.py", "quick")[0]
-        config.formulations = {"discrete": config.formulations.discrete}
-        config.formulations.discrete.heads.sn.pretrained = head
-        config.grid.update(rules=("small", "sn"), trajectories=("even",), etas=(1.0,), steps=(10,))
-        cells = Cells(Grid(config, tmp_path, house()))
-        method = next(method for method in cells.grid.plan[0] if method.rule == rule)
-        return {record.file.name for record in cells.of(method)}
-
     other = str(tmp_path / "other.safetensors")
-    assert records("sn", "") and not records("sn", "") & records("sn", other)
-    assert records("small", "") == records("small", other)
+    plain = _records(tmp_path, "discrete", "sn")
+    assert plain and not plain & _records(tmp_path, "discrete", "sn", pretrained=other)
+    assert _records(tmp_path, "discrete", "small") == _records(tmp_path, "discrete", "small", pretrained=other)
+
+
+def test_other_reference_times_under_a_head_make_other_cells(tmp_path):
+    """They are free for a head, and its config may choose others than the trunk's, whose moments are in the key."""
+    file = tmp_path / "later.py"
+    file.write_text(
+        "from adpm.run.config import load_config\n\ndef get_config():\n"
+        "    config = load_config('configs/digits_sde.py', 'vp_sn')[0]\n"
+        "    config.process.t_min = 0.01\n    return config\n"
+    )
+    plain = _records(tmp_path, "vp", "sn")
+    assert plain and not plain & _records(tmp_path, "vp", "sn", config=str(file))
 
 
 def test_what_a_comparison_shares_is_what_its_cells_may_read():

@@ -74,7 +74,7 @@ class Cells:
         return [record for record in self.of(method) if read_arrays(record.file) is None]
 
     def _record(self, method: Method, steps: int, seed: int | None) -> Record:
-        own = self._of_bound() if seed is None else self._of_samples(seed)
+        own = self._of_bound() if seed is None else self._of_samples()
         kind = "bound" if seed is None else f"seed{seed}"
         file = f"K{steps}-{kind}-{digest([self._of_method(method), steps, own])}.npz"
         return Record(method, steps, seed, self.grid.workdir / "cells" / method.name / file)
@@ -101,10 +101,10 @@ class Cells:
         section = self.grid.config.likelihood
         return {"split": section.split, "images": section.images}
 
-    def _of_samples(self, seed: int) -> dict[str, Any]:
+    def _of_samples(self) -> dict[str, Any]:
         section = self.grid.config.sampling
         amounts = {"samples": section.samples, "batch_size": section.batch_size}
-        return {**amounts, "seed": seed, "distance": self._distance_identity}
+        return {**amounts, "distance": self._distance_identity}
 
     @cached_property
     def _distance_identity(self) -> list[Any]:
