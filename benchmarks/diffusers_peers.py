@@ -1,8 +1,9 @@
 """diffusers' schedulers, driven by a network of this project: the samplers that most people use.
 
-A scheduler counts steps from 0, this project from 1. Its state is ours, x_t = alpha_t x_0 + sigma_t eps, and so is its
-start. `clip` re-derives eps from x_0 limited to the data range, which for those that have the option is their
-`clip_sample`, or `thresholding` with a largest value of 1.
+A scheduler counts steps from 0, our reference times from 1. Its state is ours, x_t = alpha_t x_0 + sigma_t eps
+with alpha^2 + sigma^2 = 1, and so is its start; it is told the betas between reference times, of an SDE's, too. `clip`
+re-derives eps from x_0 limited to the data range, which for those that have the option is their `clip_sample`, or
+`thresholding` with a largest value of 1.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from adpm.denoiser import Denoise
-from adpm.process import DiscreteProcess
+from adpm.process import Array, Process
 
 Noise = Callable[[int], Tensor]
 
@@ -47,31 +48,36 @@ def settings(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{grid}{f', order {order}' if order else ''}", {**fixed, **chosen, **of_order}
 
 
-def draw(
-    name: str, options: dict[str, Any], denoise: Denoise, process: DiscreteProcess, steps: int, noise: Noise
-) -> Tensor:
+def betas(process: Process) -> Array:
+    """beta_n = 1 - (alpha_n / alpha_{n-1})^2 of the reference times n = 1 .. N."""
+    alpha = process.alpha(process.times)
+    return np.asarray(1.0 - (alpha[1:] / alpha[:-1]) ** 2)
+
+
+def draw(name: str, options: dict[str, Any], denoise: Denoise, process: Process, steps: int, noise: Noise) -> Tensor:
     """Samples of a scheduler from the noise that our loop would use: noise(0) to start with, noise(k) in step k."""
     kind = getattr(diffusers, PEERS[name][0])
     if kind is diffusers.IPNDMScheduler:
         return _ipndm(kind(process.steps), denoise, process, steps, noise)
-    scheduler = kind(num_train_timesteps=process.steps, trained_betas=process.betas, **options)
+    scheduler = kind(num_train_timesteps=process.steps, trained_betas=betas(process), **options)
     scheduler.set_timesteps(steps)
     x = process.start_std(float(process.times[-1])) * noise(0)
     noisy = "variance_noise" in inspect.signature(scheduler.step).parameters
     for k, t in enumerate(scheduler.timesteps, start=1):
         given = {"variance_noise": noise(k)} if noisy else {}
-        x = scheduler.step(denoise(x, float(t) + 1.0).eps, t, x, **given).prev_sample
+        x = scheduler.step(denoise(x, float(process.times[round(float(t)) + 1])).eps, t, x, **given).prev_sample
     return x
 
 
-def _ipndm(scheduler: Any, denoise: Denoise, process: DiscreteProcess, steps: int, noise: Noise) -> Tensor:
+def _ipndm(scheduler: Any, denoise: Denoise, process: Process, steps: int, noise: Noise) -> Tensor:
     """iPNDM has times of its own, cos and sin for alpha and sigma, and wants (eps - sigma x)/alpha of the network.
 
     The network is asked at the step whose alpha is nearest.
     """
     scheduler.set_timesteps(steps)
     alpha = scheduler.alphas.double().clamp_min(float(process.alpha(process.times[-1])))
-    at = np.rint(np.interp(-alpha[:-1].numpy(), -process.alpha(process.times[1:]), process.times[1:]))
+    steps_of = np.arange(1, len(process.times))
+    at = process.times[np.rint(np.interp(-alpha[:-1].numpy(), -process.alpha(process.times[1:]), steps_of)).astype(int)]
     x = noise(0)
     for k, t in enumerate(scheduler.timesteps):
         eps = denoise(x, float(at[k])).eps

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import adpm
 from adpm.ems import EMS
@@ -32,6 +32,8 @@ PATHS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> trajectory and its options; to log-SNR 4 is as early as diffusers' leading times end for K = 10."""
 
 NODES, STATISTICS_DRAWS = 60, 1000  # of the statistics of DPM-Solver-v3
+BATCH = 1000  # images at a time; samples do not depend on it
+LEADING, MANY = 256, 1024  # images of more pixels than MANY are compared along their LEADING principal axes
 
 V3, FITTED = "adpm DPM-Solver-v3", "adpm fitted"
 OURS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
@@ -105,20 +107,39 @@ def called(clip: bool) -> str:
 @cache
 def judges(place: Place) -> dict[str, Any]:
     """Figure -> images in [-1, 1] -> distance; the first one chooses."""
-    images = {split: model_of(True, place).images[split] for split in ("test", "train")}
+    model = model_of(True, place)
+    images = {split: model.images[split].cpu() for split in ("test", "train")}
     shape = tuple(images["test"].shape[1:])
-    spaces = {"pixels": "pixels"} if shape != (1, 8, 8) else {"features": "digits", "pixels": "pixels"}
+    spaces = {"pixels": FEATURES["pixels"].build(shape)}
+    if shape == (1, 8, 8):
+        spaces = {"features": FEATURES["digits"].build(shape), **spaces}
+    elif images["train"][0].numel() > MANY:
+        spaces = {f"{LEADING} axes": leading(images["train"].flatten(1), model.device)}
     out: dict[str, Any] = {
-        f"{title}, {split}": FrechetDistance(FEATURES[kind].build(shape), images[split])
-        for title, kind in spaces.items()
+        f"{title}, {split}": FrechetDistance(features, images[split])
+        for title, features in spaces.items()
         for split in ("train", "test")
     }
-    return {**out, "energy, test": lambda drawn: energy_distance(drawn, images["test"])}
+    truth = images["test"].to(model.device)
+    return {**out, "energy, test": lambda drawn: energy_distance(drawn.to(model.device), truth)}
+
+
+def leading(images: Tensor, device: torch.device) -> nn.Module:
+    """Coordinates along the principal axes of images [n, d] with the largest variances, found on a device.
+
+    Covariances of few numbers are known from few samples: those of all d = 3,072 pixels are not, from 2,000.
+    """
+    axes = torch.linalg.eigh(torch.cov(images.T.to(device, torch.float64))).eigenvectors[:, -LEADING:].T.float().cpu()
+    features = nn.Linear(*axes.shape[::-1], bias=False)
+    features.weight = nn.Parameter(axes.contiguous(), requires_grad=False)
+    made = nn.Sequential(nn.Flatten(), features)
+    made.num_features = LEADING  # type: ignore[assignment]  # torchmetrics asks for it
+    return made
 
 
 def figures(images: Tensor, names: Sequence[str], place: Place) -> dict[str, float]:
     """The named distances of samples."""
-    limited = images.clamp(-1.0, 1.0)
+    limited = images.clamp(-1.0, 1.0).cpu()
     return {name: float(judges(place)[name](limited)) for name in names}
 
 
@@ -149,7 +170,7 @@ def _ours(cell: Cell, place: Place) -> Tensor:
         plan,
         n=cell.samples,
         seed=cell.seed,
-        batch_size=500,
+        batch_size=BATCH,
         statistics=known() if known else None,
         **given,
         **options,
@@ -160,7 +181,7 @@ def _peer(cell: Cell, place: Place) -> Tensor:
     model = model_of(cell.clip, place)
     options = dict(diffusers_peers.settings(cell.name))[cell.setting]
     shape, parts = tuple(model.images["test"].shape[1:]), []
-    for numbers in torch.arange(cell.samples).split(500):
+    for numbers in torch.arange(cell.samples, device=model.device).split(BATCH):
         noise = keyed(KeyedNoise(cell.seed, "sample"), numbers, shape)
         parts.append(diffusers_peers.draw(cell.name, options, model.denoise, model.process, cell.steps, noise))
     return torch.cat(parts)
