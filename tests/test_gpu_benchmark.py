@@ -85,7 +85,7 @@ def test_a_value_that_is_not_a_number_fails(tmp_path):
 
 
 def test_exit_code_1_when_a_check_fails(tmp_path, monkeypatch):
-    def fails(here: gpu.Bench, rehearse: bool) -> None:
+    def fails(here: gpu.Bench, rehearse: bool, compile_until: float) -> None:
         here.report.check("f", torch.ones(1), torch.zeros(1), 0.5, gpu.PLAIN)
         here.report.check("g", torch.ones(1), torch.ones(1), 0.5, gpu.PLAIN)
 
