@@ -15,6 +15,7 @@ from adpm.errors import UserError
 from adpm.families import Field, Kind
 from adpm.run import arrays, cifar10
 from adpm.run.dataset import DRAWN, DataFacts, DataSet, flips_field, range_fields
+from adpm.run.folders import FOLDERS
 from adpm.run.stored import Later
 
 
@@ -146,5 +147,17 @@ DATA_SETS: dict[str, Kind] = {
         "CIFAR-10, 60,000 RGB images of 32x32",
         DataFacts(lambda **options: cifar10.missing(Path(options["folder"]), options["download"], options["verify"])),
         {**_PLACE, **flips_field(), **range_fields()},
+    ),
+    **FOLDERS,
+    "arrays": Kind(
+        array_images,
+        "your own images in an npz, npy or IDX file, 256 levels",
+        DataFacts(lambda **options: arrays.missing(options.get("file", ""))),
+        {
+            "file": Field("", "npz (`images`, `labels`), npy or IDX (MNIST's), uint8 [n, H, W] or [n, H, W, C]", of=()),
+            "test_file": Field("", "the same for test; empty = the last images of `data.file`", of=()),
+            "held_out": Field(0, "images at the end that are for test; 0 = a fifth", low=0, of=DRAWN),
+            **range_fields(),
+        },
     ),
 }
