@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from adpm.run import imagenet64
 
 KINDS = (".png", ".webp")
 """Formats in which these images are exact."""
@@ -34,3 +37,20 @@ def folder(root: Path, count: int = 20, height: int = 8, width: int = 8, classes
         inside = root / chr(ord("a") + i % classes) if classes > 1 else root
         save(inside / f"{i:04d}{KINDS[i % 2]}", array)
     return np.stack([arrays[i] for i in order])
+
+
+def imagenet(root: Path, images: int = 3, packed: str = "npz") -> dict[str, np.ndarray]:
+    """All eleven batches of `images` each, of noise; returns data and labels by batch."""
+    rng = np.random.default_rng(0)
+    root.mkdir(parents=True, exist_ok=True)
+    out = {}
+    for k, name in enumerate((*imagenet64.TRAIN, *imagenet64.TEST)):
+        data = rng.integers(0, 256, (images, 12288), dtype=np.uint8)
+        labels = [1 + (7 * k + i) % 1000 for i in range(images)]
+        out[name] = data
+        if packed == "npz":
+            np.savez(root / f"{name}.npz", data=data, labels=np.array(labels), mean=data.mean(0))
+        else:
+            stored = {"data": data, "labels": labels, "mean": data.mean(0)}
+            (root / name).write_bytes(pickle.dumps(stored, protocol=4))
+    return out

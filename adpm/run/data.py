@@ -13,7 +13,7 @@ from torch import Tensor
 from adpm import ideal
 from adpm.errors import UserError
 from adpm.families import Field, Kind
-from adpm.run import arrays, cifar10
+from adpm.run import arrays, cifar10, imagenet64
 from adpm.run.dataset import DRAWN, DataFacts, DataSet, flips_field, range_fields
 from adpm.run.folders import FOLDERS
 from adpm.run.stored import Later
@@ -95,6 +95,16 @@ def cifar10_images(
     return DataSet("cifar10", splits, 256, low, high, labels, flips=flips, known_shape=cifar10.SHAPE)
 
 
+def imagenet64_images(
+    *, folder: str, low: float = -1.0, high: float = 1.0, flips: bool = False, workers: int = 2
+) -> DataSet:
+    """ImageNet 64: 1,281,167 and 50,000 RGB images of 64x64, 256 levels, from its published batches in `folder`."""
+    place = Path(folder)
+    splits = Later(imagenet64.SPLITS, lambda: {s: imagenet64.images_of(place, s, workers) for s in imagenet64.SPLITS})
+    labels = Later(imagenet64.SPLITS, lambda: {s: imagenet64.labels_of(place, s) for s in imagenet64.SPLITS})
+    return DataSet("imagenet64", splits, 256, low, high, labels, flips=flips, known_shape=imagenet64.SHAPE)
+
+
 def array_images(*, file: str, test_file: str = "", held_out: int = 0, low: float = -1.0, high: float = 1.0) -> DataSet:
     """Your own images in one file, 256 levels: see `adpm.run.arrays`. The last `held_out` are for test (0: a fifth)."""
     images, labels = arrays.read_images(Path(file))
@@ -147,6 +157,17 @@ DATA_SETS: dict[str, Kind] = {
         "CIFAR-10, 60,000 RGB images of 32x32",
         DataFacts(lambda **options: cifar10.missing(Path(options["folder"]), options["download"], options["verify"])),
         {**_PLACE, **flips_field(), **range_fields()},
+    ),
+    "imagenet64": Kind(
+        imagenet64_images,
+        "ImageNet in 64x64, 1,331,167 RGB images, from its published batches",
+        DataFacts(lambda **options: imagenet64.missing(Path(options["folder"]))),
+        {
+            "folder": Field("data", "where the batches lie, npz or pickles; they are unpacked there, once", of=()),
+            "workers": Field(2, "processes that read images ahead in training and long passes", low=0, of=()),
+            **flips_field(),
+            **range_fields(),
+        },
     ),
     **FOLDERS,
     "arrays": Kind(
