@@ -6,7 +6,7 @@ controls, whose means are exactly zero, by least squares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from adpm.process import Array, Process
 COLUMNS = ("residual", "gamma", "power", "noise_control", "signal_control", "spread_control")
 RESIDUAL, GAMMA, POWER = 0, 1, 2
 CONTROLS = slice(3, 6)
-AT_ONCE = 4096  # images in memory to take their mean
+AT_ONCE, NUMBERS_AT_ONCE = 4096, 2**24  # images in memory to take their mean, and numbers in them: 128 MB
 FITTED = 4  # what the regression fits: the intercept and a slope for each control
 
 
@@ -135,12 +135,23 @@ class Source:
     variance: float
 
     @staticmethod
-    def of(images: Callable[[Tensor], Tensor], size: int) -> Source:
-        """The images 0..size-1 with their exact mean and variance, in one pass."""
+    def of(
+        images: Callable[[Tensor], Tensor],
+        size: int,
+        in_order: Callable[[Sequence[Tensor]], Iterable[Tensor]] | None = None,
+    ) -> Source:
+        """The images 0..size-1 with their exact mean and variance, in one pass.
+
+        Args:
+            images: see `Source`.
+            size: how many there are.
+            in_order: images of batches of numbers, for those who can tell before what comes next.
+        """
         index = torch.arange(size)
         total, square = torch.zeros_like(images(index[:1])[0], dtype=torch.float64), 0.0
-        for part in index.split(AT_ONCE):
-            x0 = images(part).double()
+        parts = index.split(max(1, min(AT_ONCE, NUMBERS_AT_ONCE // max(1, total.numel()))))
+        for found in map(images, parts) if in_order is None else in_order(parts):
+            x0 = found.double()
             total += x0.sum(0)
             square += float(x0.square().sum())
         mean = total / size

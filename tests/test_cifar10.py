@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import pytest
 import torch
 from torch import nn
 
+from adpm.errors import UserError
 from adpm.nn.checkpoint import read_header, read_weights
+from adpm.run import cifar10
 from adpm.run.assembly import Session
 from adpm.run.cifar10 import ARCHIVE
 from adpm.run.cli import run
 from adpm.run.commands import MODES
 from adpm.run.config import load_config
+from adpm.run.data import DATA_SETS
 from adpm.run.families import house
 from tests.cifar_archive import archive
 from tests.goldens import DATA, check_names, golden_json
@@ -155,3 +159,32 @@ def test_a_checkpoint_without_a_head_is_told(tmp_path, data, capsys):
     assert go(tmp_path / "run", data, "npr", "sample", **fields) == 2
     told = one_sentence(capsys)
     assert "no trained head was found" in told and f"'{tmp_path / 'backbone.pth'}' holds none" in told
+
+
+def test_cifar10_may_be_unpacked(tmp_path):
+    archive(tmp_path / "packed")
+    with tarfile.open(tmp_path / "packed" / cifar10.ARCHIVE) as file:
+        file.extractall(tmp_path / "unpacked", filter="data")
+    expected, labels = cifar10.read(tmp_path / "packed", False)
+    for place in (tmp_path / "unpacked", tmp_path / "unpacked" / cifar10.UNPACKED):
+        assert cifar10.missing(place, False) == ""
+        found, of_found = cifar10.read(place, False)
+        assert all(torch.equal(found[s], expected[s]) and torch.equal(of_found[s], labels[s]) for s in expected)
+    (tmp_path / "unpacked" / cifar10.UNPACKED / "data_batch_3").unlink()
+    assert "lacks data_batch_3 of CIFAR-10" in cifar10.missing(tmp_path / "unpacked", False)
+
+
+def test_another_archive_than_the_published_is_told_where_asked(tmp_path, data, capsys):
+    assert cifar10.missing(data, False) == ""
+    assert go(tmp_path / "run", data, "", "train", data__verify=True) == 2
+    told = one_sentence(capsys)
+    assert "is not the published archive: its SHA-256 is" in told and cifar10.SHA256 in told
+
+
+def test_cifar10_is_not_read_for_its_shape(tmp_path):
+    archive(tmp_path / "data")
+    (tmp_path / "data" / cifar10.ARCHIVE).write_bytes(b"no archive")
+    data = DATA_SETS["cifar10"].build(folder=str(tmp_path / "data"))
+    assert data.shape == (3, 32, 32) and list(data.splits) == ["train", "test"] and "train" in data.labels
+    with pytest.raises(UserError, match="is not the published CIFAR-10 archive"):
+        data.split("train")

@@ -120,6 +120,10 @@ class Session(Problem):
             _ = self.solver(lambda _: lambda t: t, self.process.times[: self.config.trajectory.steps + 1], lambda: 1.0)
             _ = self.start
 
+    @property
+    def cache(self) -> Path:
+        return super().cache or self.workdir.parent / "cache"
+
     # The model
 
     @property

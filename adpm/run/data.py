@@ -1,91 +1,22 @@
-"""Data sets: integer levels or real numbers, a fixed split into train and test, scaled to the network's range.
-
-With L levels 0..L-1 and range [a, b], level l becomes a + (b - a) l / (L - 1). `levels = 0` marks continuous data.
-"""
+"""The data sets that a config can name. What is large lies in files and is read when it is asked for."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from adpm import ideal
-from adpm.errors import UserError, lookup
+from adpm.errors import UserError
 from adpm.families import Field, Kind
-from adpm.run import arrays, cifar10
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """A data set with its split.
-
-    Attributes:
-        name: the key in DATA_SETS.
-        splits: "train" and "test" -> images [n, C, H, W], uint8 levels or float32 when continuous.
-        levels: number of levels L, or 0 for continuous data.
-        low, high: the range [a, b] that networks see.
-        labels: "train" and "test" -> class labels [n], empty when there are none.
-        truth: the exact distribution, where it is known.
-        digest: of the images, where their name does not say which they are.
-    """
-
-    name: str
-    splits: dict[str, Tensor]
-    levels: int
-    low: float
-    high: float
-    labels: dict[str, Tensor]
-    truth: ideal.Mixture | None = None
-    digest: str = ""
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise UserError(f"`low` = {self.low} and `high` = {self.high} must be finite, and low below high.")
-
-    @property
-    def content(self) -> dict[str, str]:
-        """Which images these are, for keys; empty where the fields of the config say it."""
-        return {"images": self.digest} if self.digest else {}
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, H, W)."""
-        return tuple(self.splits["train"].shape[1:])
-
-    def split(self, name: str) -> Tensor:
-        """The stored images of a split; scale them with `scaled`."""
-        return lookup(self.splits, name, "split")
-
-    def scaled(self, stored: Tensor) -> Tensor:
-        """Stored images as float32 in [a, b]; continuous data as they are."""
-        if not self.levels:
-            return stored
-        return self.low + (self.high - self.low) / (self.levels - 1) * stored.float()
-
-    def encode(self, images: NDArray[Any]) -> NDArray[Any]:
-        """Images in [a, b] as they are kept: 256 levels, or float32 for continuous data."""
-        if not self.levels:
-            return images
-        return np.rint((images - self.low) * (255.0 / (self.high - self.low))).clip(0, 255).astype(np.uint8)
-
-    def decode(self, kept: NDArray[Any]) -> Tensor:
-        """The inverse of `encode`, float32."""
-        images = torch.as_tensor(kept)
-        if not self.levels:
-            return images
-        return self.low + (self.high - self.low) / 255.0 * images.float()
-
-    def to_unit(self, x: Tensor) -> Tensor:
-        """Images in [0, 1] for display."""
-        return ((x.float() - self.low) / (self.high - self.low)).clamp(0, 1)
+from adpm.run import arrays, cifar10, imagenet64
+from adpm.run.dataset import DRAWN, DataFacts, DataSet, flips_field, range_fields
+from adpm.run.folders import FOLDERS
+from adpm.run.stored import Later
 
 
 def digits(*, low: float = -1.0, high: float = 1.0) -> DataSet:
@@ -146,10 +77,32 @@ def toy(*, size: int = 4, seed: int = 0) -> DataSet:
     return DataSet("toy", {"train": draws[:8192], "test": draws[8192:]}, 0, -2.0, 2.0, {}, truth)
 
 
-def cifar10_images(*, folder: str = "data", download: bool = False, low: float = -1.0, high: float = 1.0) -> DataSet:
-    """CIFAR-10: 50,000 and 10,000 RGB images of 32x32, 256 levels, from its published archive in `folder`."""
-    splits, labels = cifar10.read(Path(folder), download)
-    return DataSet("cifar10", splits, 256, low, high, labels)
+def cifar10_images(
+    *,
+    folder: str = "data",
+    download: bool = False,
+    verify: bool = False,
+    low: float = -1.0,
+    high: float = 1.0,
+    flips: bool = False,
+) -> DataSet:
+    """CIFAR-10: 50,000 and 10,000 RGB images of 32x32, 256 levels, from its published archive in `folder`, or unpacked.
+
+    Read when an image or a label is asked for; `verify` is for `cifar10.missing`, which looks before any work.
+    """
+    read = cache(lambda: cifar10.read(Path(folder), download))
+    splits, labels = Later(cifar10.SPLITS, lambda: read()[0]), Later(cifar10.SPLITS, lambda: read()[1])
+    return DataSet("cifar10", splits, 256, low, high, labels, flips=flips, known_shape=cifar10.SHAPE)
+
+
+def imagenet64_images(
+    *, folder: str, low: float = -1.0, high: float = 1.0, flips: bool = False, workers: int = 2
+) -> DataSet:
+    """ImageNet 64: 1,281,167 and 50,000 RGB images of 64x64, 256 levels, from its published batches in `folder`."""
+    place = Path(folder)
+    splits = Later(imagenet64.SPLITS, lambda: {s: imagenet64.images_of(place, s, workers) for s in imagenet64.SPLITS})
+    labels = Later(imagenet64.SPLITS, lambda: {s: imagenet64.labels_of(place, s) for s in imagenet64.SPLITS})
+    return DataSet("imagenet64", splits, 256, low, high, labels, flips=flips, known_shape=imagenet64.SHAPE)
 
 
 def array_images(*, file: str, test_file: str = "", held_out: int = 0, low: float = -1.0, high: float = 1.0) -> DataSet:
@@ -172,42 +125,22 @@ def array_images(*, file: str, test_file: str = "", held_out: int = 0, low: floa
     return DataSet("arrays", sets, 256, low, high, labelled, digest=content)
 
 
-@dataclass(frozen=True)
-class DataFacts:
-    """What may be asked of a data set before it is read.
-
-    Attributes:
-        missing: its options -> what is not there and how it is got, in words; "" where nothing is missing.
-    """
-
-    missing: Callable[..., str] = lambda **options: ""
-
-
-def _range(low: float = -1.0) -> dict[str, Field]:
-    return {
-        "low": Field(low, "end of the range that the network sees"),
-        "high": Field(1.0, "end of the range that the network sees"),
-    }
-
-
-_DRAWN = ("training", "model")
-"""Which images there are is nothing that a network's function depends on."""
-
 _PLACE = {
-    "folder": Field("data", "where the archive lies", of=()),
+    "folder": Field("data", "where the archive lies, or its content", of=()),
     "download": Field(False, "fetch the archive when it is not there", of=()),
+    "verify": Field(False, "first check that the archive is the published one, by its SHA-256", of=()),
 }
 
 DATA_SETS: dict[str, Kind] = {
-    "digits": Kind(digits, "scikit-learn's 1,797 handwritten digits, 8x8, 17 levels", DataFacts(), _range()),
+    "digits": Kind(digits, "scikit-learn's 1,797 handwritten digits, 8x8, 17 levels", DataFacts(), range_fields()),
     "patches": Kind(
         patches,
         "RGB crops of scikit-learn's two photographs, 256 levels",
         DataFacts(),
         {
-            "size": Field(32, "image side in pixels", low=1, of=_DRAWN),
-            "stride": Field(4, "pixels between crops", low=1, of=_DRAWN),
-            **_range(),
+            "size": Field(32, "image side in pixels", low=1, of=DRAWN),
+            "stride": Field(4, "pixels between crops", low=1, of=DRAWN),
+            **range_fields(),
         },
     ),
     "toy": Kind(
@@ -215,16 +148,28 @@ DATA_SETS: dict[str, Kind] = {
         "a mixture of five Gaussians with known truth, continuous values",
         DataFacts(),
         {
-            "size": Field(4, "image side in pixels", low=1, of=_DRAWN),
-            "seed": Field(0, "which mixture", low=0, of=_DRAWN),
+            "size": Field(4, "image side in pixels", low=1, of=DRAWN),
+            "seed": Field(0, "which mixture", low=0, of=DRAWN),
         },
     ),
     "cifar10": Kind(
         cifar10_images,
         "CIFAR-10, 60,000 RGB images of 32x32",
-        DataFacts(lambda **options: cifar10.missing(Path(options["folder"]), options["download"])),
-        {**_PLACE, **_range()},
+        DataFacts(lambda **options: cifar10.missing(Path(options["folder"]), options["download"], options["verify"])),
+        {**_PLACE, **flips_field(), **range_fields()},
     ),
+    "imagenet64": Kind(
+        imagenet64_images,
+        "ImageNet in 64x64, 1,331,167 RGB images, from its published batches",
+        DataFacts(lambda **options: imagenet64.missing(Path(options["folder"]))),
+        {
+            "folder": Field("data", "where the batches lie, npz or pickles; they are unpacked there, once", of=()),
+            "workers": Field(2, "processes that read images ahead in training and long passes", low=0, of=()),
+            **flips_field(),
+            **range_fields(),
+        },
+    ),
+    **FOLDERS,
     "arrays": Kind(
         array_images,
         "your own images in an npz, npy or IDX file, 256 levels",
@@ -232,8 +177,8 @@ DATA_SETS: dict[str, Kind] = {
         {
             "file": Field("", "npz (`images`, `labels`), npy or IDX (MNIST's), uint8 [n, H, W] or [n, H, W, C]", of=()),
             "test_file": Field("", "the same for test; empty = the last images of `data.file`", of=()),
-            "held_out": Field(0, "images at the end that are for test; 0 = a fifth", low=0, of=_DRAWN),
-            **_range(),
+            "held_out": Field(0, "images at the end that are for test; 0 = a fifth", low=0, of=DRAWN),
+            **range_fields(),
         },
     ),
 }

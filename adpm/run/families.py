@@ -17,6 +17,7 @@ from adpm.run.metrics import FEATURES
 from adpm.run.models import DENOISERS
 from adpm.run.modes.estimate import STATISTICS
 from adpm.run.modes.likelihood import LIKELIHOODS
+from adpm.run.pictures import CROPS, RESAMPLES
 from adpm.run.times import TIMES
 from adpm.run.training import SCHEDULES
 from adpm.run.work import PRECISIONS
@@ -32,6 +33,8 @@ CORE: Families = {
     "statistics": STATISTICS,
     "precision": PRECISIONS,
     "features": FEATURES,
+    "crop": CROPS,
+    "resample": RESAMPLES,
 }
 
 PACKAGES = ("sde.members", "covariance.members")

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from adpm.model import Model
 from adpm.run.assembly import Session
 from adpm.run.config import load_config
+from adpm.run.dataset import DataSet
+from adpm.run.stored import Later, Scaled
 
 
 def load(config: str, workdir: str | Path = "runs/notebook", **fields: object) -> Model:
@@ -26,5 +31,10 @@ def load(config: str, workdir: str | Path = "runs/notebook", **fields: object) -
     session = Session.make(made, Path(workdir), house)
     data = session.data
     model = session.front_of(session.model)
-    model.images = {split: data.scaled(stored) for split, stored in data.splits.items()}
+    model.images = Later(data.splits, lambda: {name: _scaled(data, name) for name in data.splits})
     return model
+
+
+def _scaled(data: DataSet, split: str) -> Any:
+    stored = data.split(split)
+    return data.scaled(stored) if isinstance(stored, Tensor) else Scaled(stored, data.scaled)

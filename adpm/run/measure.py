@@ -27,7 +27,7 @@ from adpm.run.weights import exact_digest
 
 def cache(session: Session) -> Path:
     """Where what several workdirs may share is kept."""
-    return Path(session.config.cache) if session.config.cache else session.workdir.parent / "cache"
+    return session.cache
 
 
 def moment_provenance(session: Session) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,9 @@ from adpm.errors import UserError
 from adpm.likelihood import Levels
 from adpm.process import Process
 from adpm.run.choices import Choices
-from adpm.run.data import DataSet
+from adpm.run.dataset import DataSet
+from adpm.run.sources import source_of
+from adpm.run.store import digest
 from adpm.run.work import resolve_device
 
 
@@ -42,9 +46,13 @@ class Problem(Choices):
         return Levels(self.data.levels, self.data.low, self.data.high)
 
     def images(self, split: str) -> Callable[[Tensor], Tensor]:
-        """Numbers of a split's images -> the images in the network's range, on the device."""
-        stored = self.data.split(split)
-        return lambda index: self.data.scaled(stored[index]).to(self.device)
+        """Numbers of a split's images -> the images in the network's range, on the device; read when asked."""
+        return lambda index: self.data.scaled(self.data.split(split)[index]).to(self.device)
+
+    @property
+    def cache(self) -> Path | None:
+        """Where what several workdirs may share is kept; None: nowhere."""
+        return Path(self.config.cache) if self.config.cache else None
 
     @cached_property
     def _sources(self) -> dict[str, Source]:
@@ -53,5 +61,11 @@ class Problem(Choices):
     def source(self, split: str) -> Source:
         """A split as the moments see it, with its exact mean and variance."""
         if split not in self._sources:
-            self._sources[split] = Source.of(self.images(split), len(self.data.split(split)))
+            file = None if self.cache is None else self.cache / f"data-{digest(self._images_key(split))}.npz"
+            self._sources[split] = source_of(self.data, split, self.images(split), file)
         return self._sources[split]
+
+    def _images_key(self, split: str) -> dict[str, Any]:
+        """What the images of a split depend on."""
+        fields = self.house.table.part(self.config, "model")
+        return {**{n: value for n, value in fields.items() if n.startswith("data.")}, **self.data.content, "of": split}

@@ -7,8 +7,9 @@ seeded per iteration, so a state holds no generator, and a killed run that resum
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from adpm.noise import KeyedNoise
 from adpm.objective import Objective
 from adpm.objective import losses as losses_of
 from adpm.process import Array, Process
-from adpm.run.data import DataSet
+from adpm.run.dataset import DataSet
 from adpm.run.state import check_state, largest, read_state, torch_save_bytes
 from adpm.run.store import differences, write_whole
+from adpm.run.stored import in_batches
 from adpm.run.times import TIMES, stratified
 
 SCHEDULES: dict[str, Kind] = {
@@ -141,6 +143,8 @@ class Trainer:
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
         self.iteration, self.changed = 0, ""
+        self._ahead: Iterator[Tensor] = iter(())  # batches that are read ahead
+        self._reads = -1  # the iteration of the next of them
         if state_file.exists():
             self._restore()
 
@@ -227,11 +231,22 @@ class Trainer:
     def _examples(self, iteration: int) -> tuple[Tensor, Tensor, Array, Array]:
         """x0, eps, times and weights of an iteration: a function of (seed, iteration) and of what `times` learned."""
         size = self.options.batch_size
-        stored = self.data.split("train")
-        x0 = self.data.scaled(stored[batch_indices(self.seed, iteration, size, len(stored))]).to(self.device)
+        x0 = self.data.scaled(self._stored(iteration)).to(self.device)
         t, weights = self.times.draw(stratified(self.seed, iteration, size))
         numbers = iteration * size + torch.arange(size, device=self.device)
+        if self.data.flips:
+            mirrored = KeyedNoise(self.seed, "flips")(numbers, 0, torch.Size((1, 1, 1))) < 0.0
+            x0 = torch.where(mirrored, x0.flip(-1), x0)
         return x0, KeyedNoise(self.seed, "train")(numbers, 0, x0.shape[1:]), t, weights
+
+    def _stored(self, iteration: int) -> Tensor:
+        """The images of an iteration as they are stored; those of the next ones are read ahead from files."""
+        if iteration != self._reads:
+            size, images = self.options.batch_size, self.data.split("train")
+            numbers = (batch_indices(self.seed, i, size, len(images)) for i in itertools.count(iteration))
+            self._ahead = in_batches(images, numbers)
+        self._reads = iteration + 1
+        return next(self._ahead)
 
     def _average(self, averages: Any, parameters: Any, count: Any) -> None:
         get_ema_multi_avg_fn(self.options.decay(self.iteration))(averages, parameters, count)

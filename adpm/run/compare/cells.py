@@ -31,6 +31,7 @@ from adpm.run.metrics import FrechetDistance
 from adpm.run.paths import path_for
 from adpm.run.samples import samples_for
 from adpm.run.store import digest, read_arrays, record, save_arrays
+from adpm.run.stored import in_batches
 
 IMAGES = 24
 """Samples that a record shows."""
@@ -122,9 +123,10 @@ class Cells:
         """Frechet distance to the real images; the features are those of images in [-1, 1]."""
         session = self.grid.any_root
         data = session.data
-        real = torch.cat([data.split(name) for name in self.grid.config.distance.splits])
-        images = (2.0 * data.to_unit(data.scaled(part)) - 1.0 for part in real.split(4096))
-        return FrechetDistance(self.grid.features(), images, device=session.device)
+        splits = [data.split(name) for name in self.grid.config.distance.splits]
+        stored = (part for images in splits for part in in_batches(images, torch.arange(len(images)).split(4096)))
+        real = (2.0 * data.to_unit(data.scaled(part)) - 1.0 for part in stored)
+        return FrechetDistance(self.grid.features(), real, device=session.device)
 
     def floor(self) -> list[float]:
         """What as many real images score, drawn with replacement once per seed; measured once."""

@@ -14,7 +14,7 @@ from adpm.progress import Arrays
 from adpm.run.compare.cells import Cells, Record
 from adpm.run.compare.method import Method
 from adpm.run.compare.results import Bound, Formulation, Results, Row
-from adpm.run.data import DataSet
+from adpm.run.dataset import DataSet
 from adpm.run.measure import moments_path
 from adpm.run.store import read_arrays
 
