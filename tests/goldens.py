@@ -187,6 +187,18 @@ def state_sha256(state: dict[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
+def manifest(name: str) -> dict[str, Any]:
+    """What the golden output of a network was made with."""
+    return golden_json("networks/golden_manifest")[name]
+
+
+def worst(found: Tensor, expected: NDArray[Any] | Tensor) -> float:
+    """Largest difference of any sample as a share of that sample's largest output."""
+    y, e = found.flatten(1), torch.as_tensor(expected).flatten(1)
+    assert found.shape == expected.shape
+    return float(((y - e).abs().amax(1) / e.abs().amax(1)).max())
+
+
 def check_names(tensors: Iterable[tuple[str, Tensor]], record: dict[str, Any]) -> None:
     """Are these the names and shapes, in this order, of a record of networks/tables.json?
 

@@ -34,12 +34,15 @@ HOUSE = house()
 OBJECTIVES = sorted(name for name, kind in HOUSE.families["objective"].items() if kind.facts.trains_head)
 FAMILIES = {
     "iddpm": {"name": "iddpm", "num_heads": 1},
+    "ddpm": {"name": "ddpm"},
     "vp": {"name": "score_sde", "variant": "vp"},
     "ve": {"name": "score_sde", "variant": "ve"},
 }
 HEAD_KEYS = {
     ("iddpm", "simple"): ("out2.0", "out2.2"),
     ("iddpm", "complex"): ("out2.0.in_layers.0", "out2.1", "out2.3"),
+    ("ddpm", "simple"): ("norm_out2", "conv_out2"),
+    ("ddpm", "complex"): ("before_out.norm1", "norm_out2", "conv_out2"),
     ("vp", "simple"): ("gn_out2", "conv_out2"),
     ("ve", "complex"): ("before_out2.Conv_0", "gn_out2", "conv_out2"),
 }

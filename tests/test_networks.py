@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adpm.denoiser import index_label
 from adpm.errors import UserError
@@ -26,9 +26,11 @@ from tests.goldens import (
     filled_state,
     golden,
     golden_json,
+    manifest,
     state_sha256,
     unet_options,
     uniform,
+    worst,
 )
 
 SMALL = (
@@ -47,10 +49,6 @@ TABLES = [name for name in golden_json("networks/tables") if name.startswith("id
 TOLERANCE = 1e-5
 
 
-def manifest(name: str) -> dict[str, Any]:
-    return golden_json("networks/golden_manifest")[name]
-
-
 def golden_network(name: str) -> UNet:
     """The network of a manifest entry with its parameters filled; the sum over their bytes is checked."""
     about = manifest(name)
@@ -61,13 +59,6 @@ def golden_network(name: str) -> UNet:
     assert state_sha256(state) == about["weights_sha256"]
     network.load_state_dict(state)
     return network
-
-
-def worst(found: Tensor, expected: np.ndarray) -> float:
-    """Largest difference of any sample as a share of that sample's largest output."""
-    y, e = found.flatten(1), torch.as_tensor(expected).flatten(1)
-    assert found.shape == expected.shape
-    return float(((y - e).abs().amax(1) / e.abs().amax(1)).max())
 
 
 def check_outputs(name: str) -> None:

@@ -23,7 +23,18 @@ from adpm.nn.fir import FirDown, FirUp
 from adpm.nn.score_sde import VARIANTS, NCSNpp
 from adpm.nn.score_sde_layers import Attention, FourierFeatures, PyramidDown, timestep_embedding
 from adpm.pickles import safe_load
-from tests.goldens import DATA, assert_waves, check_names, filled_state, golden, golden_json, state_sha256, uniform
+from tests.goldens import (
+    DATA,
+    assert_waves,
+    check_names,
+    filled_state,
+    golden,
+    golden_json,
+    manifest,
+    state_sha256,
+    uniform,
+    worst,
+)
 
 SMALL = ("sde_s_plain", "sde_s_head", "sde_s_eps", "sde_s_ve")
 FULL = ("sde_full_cifar10_head", "sde_full_cifar10_ve")
@@ -45,10 +56,6 @@ def options(network: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def manifest(name: str) -> dict[str, Any]:
-    return golden_json("networks/golden_manifest")[name]
-
-
 def golden_network(name: str) -> NCSNpp:
     """The network of a manifest entry with its parameters filled; the sum over their bytes is checked."""
     about = manifest(name)
@@ -64,13 +71,6 @@ def golden_network(name: str) -> NCSNpp:
 def stored_inputs(name: str) -> tuple[Tensor, Tensor]:
     stored = golden(f"networks/{name}")
     return torch.as_tensor(stored["x"]), torch.as_tensor(stored["t"])
-
-
-def worst(found: Tensor, expected: np.ndarray | Tensor) -> float:
-    """Largest difference of any sample as a share of that sample's largest output."""
-    y, e = found.flatten(1), torch.as_tensor(expected).flatten(1)
-    assert found.shape == expected.shape
-    return float(((y - e).abs().amax(1) / e.abs().amax(1)).max())
 
 
 def check_outputs(name: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from adpm.families import Field, Kind
-from adpm.nn import iddpm, score_sde
+from adpm.nn import ddpm, iddpm, score_sde
 from adpm.nn.heads import UNET_FIELDS
+
+_RESOLUTIONS = Field(None, "sides of the levels with attention; unset: none", type=tuple)
 
 NETWORKS: dict[str, Kind] = {
     "iddpm": Kind(
@@ -18,13 +20,18 @@ NETWORKS: dict[str, Kind] = {
             "learned_variance": Field(False, "twice the outputs, the second half a variance"),
         },
     ),
+    "ddpm": Kind(
+        ddpm.build,
+        "the U-Net of DDPM (Ho et al. 2020): CelebA and LSUN models of DDIM and Analytic-DPM",
+        fields={**UNET_FIELDS, "attention_resolutions": _RESOLUTIONS},
+    ),
     "score_sde": Kind(
         score_sde.build,
         "DDPM++ and NCSN++ (Song et al. 2021)",
         fields={
             **UNET_FIELDS,
             "variant": Field("vp", "vp (DDPM++) | ve (NCSN++)"),
-            "attention_resolutions": Field(None, "sides of the levels with attention; unset: none", type=tuple),
+            "attention_resolutions": _RESOLUTIONS,
         },
     ),
 }

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adpm.errors import UserError, lookup
+from adpm.errors import lookup
 from adpm.nn.fir import FirDown, FirUp
 from adpm.nn.heads import Headed
 from adpm.nn.score_sde_layers import (
@@ -35,7 +35,7 @@ from adpm.nn.score_sde_layers import (
     linear,
     timestep_embedding,
 )
-from adpm.nn.sizes import require_levels, require_sizes
+from adpm.nn.sizes import require_images, require_levels, require_side, require_sizes, square
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,7 @@ class NCSNpp(Headed):
         self.variant = lookup(VARIANTS, variant, "`variant`")
         has_readout, has_block = lookup(HEADS, head, "`head`")
         require_sizes(model_channels, channel_mult, num_res_blocks, dropout, least=4)
-        if image_size % 2 ** (len(channel_mult) - 1):
-            raise UserError(
-                f"`channel_mult` has levels for sides divisible by {2 ** (len(channel_mult) - 1)}, "
-                f"but the data are {image_size}x{image_size}; use fewer levels."
-            )
+        require_side(image_size, channel_mult)
         self.in_channels, self.image_size, self.model_channels = in_channels, image_size, model_channels
         self.num_res_blocks = num_res_blocks
         sides = [image_size // 2**level for level in range(len(channel_mult))]
@@ -162,9 +158,7 @@ class NCSNpp(Headed):
         return [*layers, group_norm(width), conv(width, self.in_channels, NOTHING)]
 
     def features(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (self.in_channels, self.image_size, self.image_size)
-        if x.shape[1:] != shape:
-            raise UserError(f"the network is built for images of shape {shape}, got {tuple(x.shape[1:])}.")
+        require_images(x, self.in_channels, self.image_size)
         facts, layers = self.variant, iter(self.all_modules)
         emb = next(layers)(t) if facts.fourier else timestep_embedding(t, self.model_channels)
         emb = next(layers)(emb)
@@ -218,12 +212,10 @@ def build(
     Raises:
         UserError: if the images are not square, and what NCSNpp raises.
     """
-    channels, height, width = shape
-    if height != width:
-        raise UserError(f"the network 'score_sde' needs square images, but the data are {height}x{width}.")
+    channels, side = square(shape, "score_sde")
     return NCSNpp(
         in_channels=channels,
-        image_size=height,
+        image_size=side,
         model_channels=model_channels,
         channel_mult=channel_mult,
         num_res_blocks=num_res_blocks,

@@ -1,8 +1,10 @@
-"""What both network families ask of their numbers before they are built."""
+"""What network families ask of their numbers before they are built, and of the images that they are given."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from adpm.errors import UserError
 
@@ -46,6 +48,43 @@ def require_levels(name: str, asked: Sequence[int], levels: Sequence[int]) -> No
         if value not in levels:
             known = ", ".join(str(level) for level in levels)
             raise UserError(f"`{name}` = {tuple(asked)!r} has {value!r}, but the levels of this network are {known}.")
+
+
+def require_side(image_size: int, channel_mult: Sequence[int]) -> None:
+    """Refuse a side that cannot be halved once per level.
+
+    Raises:
+        UserError: naming what would divide it.
+    """
+    multiple = 2 ** (len(channel_mult) - 1)
+    if image_size % multiple:
+        raise UserError(
+            f"`channel_mult` has levels for sides divisible by {multiple}, "
+            f"but the data are {image_size}x{image_size}; use fewer levels."
+        )
+
+
+def square(shape: Sequence[int], family: str) -> tuple[int, int]:
+    """Channels and side of square images (C, H, H).
+
+    Raises:
+        UserError: naming the family that needs them.
+    """
+    channels, height, width = shape
+    if height != width:
+        raise UserError(f"the network '{family}' needs square images, but the data are {height}x{width}.")
+    return channels, height
+
+
+def require_images(x: Tensor, channels: int, side: int) -> None:
+    """Refuse images of another shape than a network is built for.
+
+    Raises:
+        UserError: naming both shapes.
+    """
+    shape = (channels, side, side)
+    if x.shape[1:] != shape:
+        raise UserError(f"the network is built for images of shape {shape}, got {tuple(x.shape[1:])}.")
 
 
 def require_heads(num_heads: int, widths: Sequence[int]) -> None:
