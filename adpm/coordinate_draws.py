@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adpm.basis import Basis
 from adpm.coordinates import FIELDS, FOLDS, Spectrum, by_variance
-from adpm.denoiser import Prediction
+from adpm.denoiser import Prediction, unclipped_x0
 from adpm.draws import AT_ONCE, FITTED, Source
 from adpm.errors import UserError
 from adpm.process import Array, Process
@@ -115,7 +115,7 @@ class Watch:
 
     def add(self, x0: Tensor, eps: Tensor, x: Tensor, prediction: Prediction) -> None:
         """The next draws."""
-        raw = (x.double() - self._sigma * prediction.eps_network.double()) / self._alpha
+        raw = unclipped_x0(prediction, x.double(), self._alpha, self._sigma)
         seen = torch.stack([x0 - prediction.x0, x0 - raw, eps, x0 - self._mean]).double()
         for name, basis in self._bases.bases.items():
             e, e_raw, noise, y = basis.forward(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]).flatten(2)

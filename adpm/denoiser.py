@@ -1,7 +1,4 @@
-"""Network + process -> Prediction: the time label, what the network predicts, clipping.
-
-    eps-prediction: x0 = (x - sigma_t eps) / alpha_t          x0-prediction: eps = (x - alpha_t x0) / sigma_t
-    score-prediction: eps = -sigma_t score, score = grad log q(x_t)
+"""Network + process -> Prediction: the time label, what the network predicts (parametrisation.py), clipping.
 
 Clipping limits x0 to the data range; the eps that goes with it is then either re-derived from the clipped x0 (the
 published DDPM does) or kept as the network gave it (the published DDIM does).
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 
 from adpm.errors import UserError
 from adpm.families import Field, Kind, built
+from adpm.parametrisation import PREDICTIONS, Interpretation, eps_from_x0, x0_from_eps
 from adpm.process import Array, Process
 
 
@@ -35,6 +33,7 @@ class Prediction:
         x0, eps: the pair that the kernel uses, after clipping.
         eps_network: the noise prediction before any clipping; gamma and SN statistics are about this one.
         head: the network's second output, None when it has none.
+        x0_network: x0 before any clipping; None: only eps_network says what it was, see `unclipped_x0`.
         finite: [B] bool, False where the network made numbers that are not finite of finite ones, whatever became of
             them; None: not asked.
     """
@@ -44,6 +43,7 @@ class Prediction:
     eps_network: Tensor
     head: Tensor | None = None
     finite: Tensor | None = None
+    x0_network: Tensor | None = None
 
 
 AT_ONCE = frozenset({"cpu"})
@@ -120,29 +120,11 @@ def per_sample(value: Array, like: Tensor) -> float | Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
-def x0_from_eps(x: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """x0 = (x - sigma eps) / alpha."""
-    return (x - sigma * eps) / alpha
-
-
-def eps_from_x0(x: Tensor, x0: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """eps = (x - alpha x0) / sigma."""
-    return (x - alpha * x0) / sigma
-
-
-Interpretation = Callable[[Tensor, Tensor, "float | Tensor", "float | Tensor"], tuple[Tensor, Tensor]]
-
-
-def _predicts_eps(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-    return x0_from_eps(x, out, alpha, sigma), out
-
-
-def _predicts_x0(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-    return out, eps_from_x0(x, out, alpha, sigma)
-
-
-def _predicts_score(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-    return _predicts_eps(x, -sigma * out, alpha, sigma)
+def unclipped_x0(prediction: Prediction, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+    """x0 before any clipping: the network's own, which is precise where alpha is small, else the one of eps_network."""
+    if prediction.x0_network is not None:
+        return prediction.x0_network
+    return x0_from_eps(x, prediction.eps_network, alpha, sigma)
 
 
 TimeLabel = Callable[[Array], Array]
@@ -163,13 +145,14 @@ class Denoiser:
     Args:
         network: (x [B, C, H, W], label [B]) -> [B, C (+ head), H, W]; both arguments come in x's dtype.
         process: the forward process the network was trained for.
-        predicts: "eps", "x0" or "score", a key of PREDICTIONS.
+        predicts: "eps", "x0", "score", "v" or "flow", a key of PREDICTIONS.
         time_label: time -> the number the network receives.
         clip: data range (a, b) that x0 is limited to, or None.
         eps_after_clip: "rederive" or "keep", a key of EPS_AFTER_CLIP.
 
     Raises:
-        UserError: for an unknown name, or a range that is none.
+        UserError: for an unknown name, a range that is none, or a prediction that says nothing of x0 where the process
+            ends.
     """
 
     def __init__(
@@ -186,6 +169,7 @@ class Denoiser:
             raise UserError(f"`clip` = {clip} must be a range (a, b) of the data with a < b, and finite.")
         self.network, self.process, self.clip = network, process, clip
         self._interpret: Interpretation = built(PREDICTIONS, predicts, "`predicts`")
+        _require_x0(predicts, process)
         self._eps_after_clip = built(EPS_AFTER_CLIP, eps_after_clip, "`eps_after_clip`")
         self._time_label = time_label or index_label(0, 1.0)
 
@@ -215,6 +199,20 @@ class Denoiser:
         return out
 
 
+def _require_x0(predicts: str, process: Process) -> None:
+    """Refuse a prediction that says nothing of x0 where the process ends.
+
+    Raises:
+        UserError: naming those that do.
+    """
+    if process.pure_noise and PREDICTIONS[predicts].facts.divides_by_alpha:
+        others = ", ".join(name for name, kind in PREDICTIONS.items() if not kind.facts.divides_by_alpha)
+        raise UserError(
+            f"`predicts` = '{predicts}' says nothing of x0 at t = {process.times[-1]:g}, where this process is pure "
+            f"noise (alpha = 0); take a network that predicts one of {others}, or another process."
+        )
+
+
 def _all_finite(x: Tensor) -> Tensor:
     """Of each example, [B]."""
     return x.isfinite().flatten(1).all(1)
@@ -232,9 +230,9 @@ def clipped(
 ) -> Prediction:
     """The prediction whose x0 is limited to `clip`, with the eps that goes with it."""
     if clip is None:
-        return Prediction(x0, eps, eps, head)
-    x0 = x0.clamp(*clip)
-    return Prediction(x0, eps_after_clip(x, x0, eps, alpha, sigma), eps, head)
+        return Prediction(x0, eps, eps, head, x0_network=x0)
+    limited = x0.clamp(*clip)
+    return Prediction(limited, eps_after_clip(x, limited, eps, alpha, sigma), eps, head, x0_network=x0)
 
 
 class Counted:
@@ -267,12 +265,6 @@ def _kept(x: Tensor, x0: Tensor, eps: Tensor, alpha: float | Tensor, sigma: floa
 def _rederived(x: Tensor, x0: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
     return eps_from_x0(x, x0, alpha, sigma)
 
-
-PREDICTIONS: dict[str, Kind] = {
-    "eps": Kind(lambda: _predicts_eps, "the noise, x = alpha x0 + sigma eps"),
-    "x0": Kind(lambda: _predicts_x0, "the data"),
-    "score": Kind(lambda: _predicts_score, "the score grad log q(x_t) = -eps/sigma, as VE networks do"),
-}
 
 LABELS: dict[str, Kind] = {
     "index": Kind(

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from adpm.denoiser import Prediction, eps_from_x0, per_sample
+from adpm.denoiser import Prediction, per_sample
+from adpm.parametrisation import eps_from_x0
 from adpm.process import Array, Process
 
 
@@ -181,7 +182,7 @@ class IdealDenoiser:
         mean, _ = self.mixture.posterior(x, alpha, sigma)
         x0 = mean.to(x.dtype)
         eps = eps_from_x0(x, x0, alpha, sigma)
-        return Prediction(x0, eps, eps)
+        return Prediction(x0, eps, eps, x0_network=x0)
 
     def label(self, t: Array) -> Array:
         """Time itself, of which `raw` makes no use."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adpm.bases import BASES
 from adpm.costs import COSTS
-from adpm.denoiser import EPS_AFTER_CLIP, LABELS, PREDICTIONS
+from adpm.denoiser import EPS_AFTER_CLIP, LABELS
 from adpm.derivative import DERIVATIVES
 from adpm.dpm_solver_v3 import DIFFERENCES, HALVES
 from adpm.dpm_solver_v3 import SOLVERS as V3
@@ -18,6 +18,7 @@ from adpm.multistep import FINAL_ORDERS, INTERPOLATED
 from adpm.neighbours import RULES as NEIGHBOUR_RULES
 from adpm.neighbours import SOLVERS as NEIGHBOUR_SOLVERS
 from adpm.objective import OBJECTIVES
+from adpm.parametrisation import PREDICTIONS
 from adpm.planning import BUDGETS, PLANNING_METHODS
 from adpm.process import PROCESSES
 from adpm.published_multistep import SOLVERS as MULTISTEP

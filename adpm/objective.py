@@ -2,6 +2,13 @@
 
 An objective is a loss per example of a prediction at x_t = alpha_t x_0 + sigma_t eps. Most train the whole network;
 some train a head (its second output) on a frozen trunk, some both outputs at once.
+
+The mean squared errors of what a network may predict (parametrisation.py) are one loss with four weights,
+
+    eps - eps_hat = -(alpha/sigma) (x0 - x0_hat)      v - v_hat    = -(alpha^2 + sigma^2)/sigma (x0 - x0_hat)
+    score: sigma^2 times it is eps's loss             flow - hat   = -(alpha + sigma)/sigma (x0 - x0_hat)
+
+so any of them trains a network of any prediction; its own is the usual one, whose targets are of order 1 at all times.
 """
 
 from __future__ import annotations
@@ -11,11 +18,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from adpm.denoiser import Denoise, Prediction, per_sample, require_finite
+from adpm.denoiser import Denoise, Prediction, per_sample, require_finite, unclipped_x0
 from adpm.families import Kind
 from adpm.likelihood import Levels
 from adpm.process import Array, Process
 
+Scale = float | Tensor
 Objective = Callable[[Prediction, Tensor, Tensor, Array], Tensor]
 """(prediction at x_t, x0, eps, t) -> loss per example [B]; t is [B], float64."""
 
@@ -63,6 +71,21 @@ def eps_matching(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> T
     return (eps - prediction.eps_network).square().flatten(1).mean(1)
 
 
+def _matching(target: Callable[[Tensor, Tensor, Scale, Scale], Tensor]) -> Callable[[ObjectiveNeeds], Objective]:
+    """mean over elements of (target - its prediction)^2, of x0 and eps before clipping."""
+
+    def build(needs: ObjectiveNeeds) -> Objective:
+        def loss(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
+            alpha, sigma = per_sample(needs.process.alpha(t), x0), per_sample(needs.process.sigma(t), x0)
+            x0_hat = unclipped_x0(prediction, alpha * x0 + sigma * eps, alpha, sigma)
+            off = target(x0, eps, alpha, sigma) - target(x0_hat, prediction.eps_network, alpha, sigma)
+            return off.square().flatten(1).mean(1)
+
+        return loss
+
+    return build
+
+
 def losses(objective: Objective, denoise: Denoise, process: Process, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
     """The loss per example [B] of a denoiser at x_t = alpha_t x0 + sigma_t eps; t is [B].
 
@@ -75,4 +98,15 @@ def losses(objective: Objective, denoise: Denoise, process: Process, x0: Tensor,
 
 OBJECTIVES: dict[str, Kind] = {
     "eps": Kind(lambda needs: eps_matching, "mean (eps - eps_hat)^2, L_simple (Ho et al. 2020)", ObjectiveFacts()),
+    "x0": Kind(_matching(lambda x0, eps, alpha, sigma: x0), "mean (x0 - x0_hat)^2", ObjectiveFacts()),
+    "v": Kind(
+        _matching(lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0),
+        "mean (v - v_hat)^2, v = alpha eps - sigma x0 (Salimans & Ho 2022)",
+        ObjectiveFacts(),
+    ),
+    "flow": Kind(
+        _matching(lambda x0, eps, alpha, sigma: eps - x0),
+        "mean (u - u_hat)^2, u = eps - x0, flow matching (Lipman et al. 2023)",
+        ObjectiveFacts(),
+    ),
 }

@@ -43,12 +43,15 @@ class Process(ABC):
         prior_std: standard deviation of the Gaussian that sampling starts from at the last time.
         preserves_variance: whether alpha_t^2 + sigma_t^2 = 1, so that data of unit variance keep it at every time.
         continuous: whether the reference times are a choice (an SDE), not part of the process.
+        pure_noise: whether nothing is left of the data at the last time: alpha stands for 0 there, and what divides by
+            it has no value.
     """
 
     times: Array
     prior_std: float
     preserves_variance: bool = False
     continuous: bool = False
+    pure_noise: bool = False
 
     @abstractmethod
     def alpha(self, t: ArrayLike) -> Array:

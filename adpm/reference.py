@@ -25,7 +25,7 @@ from torch import Tensor
 
 from adpm.bases import basis_arrays, basis_from, check_basis
 from adpm.basis import Basis
-from adpm.denoiser import Denoise, Prediction, require_finite
+from adpm.denoiser import Denoise, Prediction, require_finite, unclipped_x0
 from adpm.errors import UserError
 from adpm.exponential import halved
 from adpm.moments import require_own, spread_times
@@ -48,7 +48,7 @@ class Unlimited:
         shape = (-1,) + (1,) * (x.ndim - 1)
         scales = (torch.as_tensor(f(t), device=x.device) for f in (self._process.alpha, self._process.sigma))
         alpha, sigma = (scale.double().reshape(shape) for scale in scales)
-        x0 = (x.double() - sigma * found.eps_network.double()) / alpha  # alpha may be small
+        x0 = unclipped_x0(found, x.double(), alpha, sigma)  # in double, where alpha may be small
         return replace(found, x0=x0.to(x.dtype), eps=found.eps_network)
 
 

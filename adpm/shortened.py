@@ -24,6 +24,7 @@ class Shortened(Process):
         self.whole, self.times = process, process.times[: last + 1]
         self.prior_std = process.start_std(float(self.times[-1]))
         self.preserves_variance, self.continuous = process.preserves_variance, process.continuous
+        self.pure_noise = process.pure_noise and last == process.steps
 
     def alpha(self, t: ArrayLike) -> Array:
         return self.whole.alpha(t)

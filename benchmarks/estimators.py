@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from adpm import ideal
-from adpm.denoiser import eps_from_x0
 from adpm.draws import CONTROLS, GAMMA, POWER, RESIDUAL, draw_moments
 from adpm.moments import spread_times
 from adpm.noise import KeyedNoise
+from adpm.parametrisation import eps_from_x0
 from adpm.process import Array, Process, linear
 from adpm.run.data import digits
 from benchmarks.protocol import describe

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from adpm.denoiser import Prediction, clipped, eps_from_x0, per_sample, x0_from_eps
+from adpm.denoiser import Prediction, clipped, per_sample
 from adpm.errors import UserError
 from adpm.ideal import IdealDenoiser, diagonal_mixture
 from adpm.kernel import reverse_kernel
 from adpm.likelihood import Levels
 from adpm.objective import Objective, ObjectiveNeeds, eps_matching
+from adpm.parametrisation import eps_from_x0, x0_from_eps
 from adpm.process import PROCESSES, DiscreteProcess, Process
 from covariance.objective import OBJECTIVES, relative, residual, squared_noise
 from covariance.relative import FLOOR, relative_factor

@@ -18,9 +18,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from adpm import ideal
-from adpm.denoiser import Counted, Denoiser, Prediction, index_label, per_sample, x0_from_eps
+from adpm.denoiser import Counted, Denoiser, Prediction, index_label, per_sample
 from adpm.kernel import reverse_kernel
 from adpm.noise import Noise
+from adpm.parametrisation import x0_from_eps
 from adpm.process import DiscreteProcess, Process, linear_betas
 from adpm.sampler import walk
 from adpm.solver import ReverseGaussian, Solver, Step

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adpm.denoiser import LABELS, PREDICTIONS, Counted, Denoise, Denoiser, Prediction, index_label
+from adpm.denoiser import LABELS, Counted, Denoise, Denoiser, Prediction, index_label
 from adpm.draws import GAMMA, POWER, RESIDUAL, Draws, Source, measure
 from adpm.errors import UserError
 from adpm.gaussian import ZERO
@@ -22,6 +22,7 @@ from adpm.kernel import reverse_kernel
 from adpm.likelihood import Levels, keyed_noise, measure_statistics, path_terms
 from adpm.noise import KeyedNoise, Noise
 from adpm.objective import eps_matching
+from adpm.parametrisation import PREDICTIONS
 from adpm.process import Array, linear
 from adpm.sampler import MAX_STEPS, keyed, sample
 from adpm.solver import ReverseGaussian, Step
@@ -101,11 +102,13 @@ def test_all_that_a_network_may_predict_is_the_same_prediction(predicts: str) ->
     """x0 = 0.3 and eps = -0.7, said as a network of each kind says it."""
     x0, eps = (torch.full((2, *SHAPE), value, dtype=torch.float64) for value in (0.3, -0.7))
     alpha, sigma = float(LINEAR.alpha(400)), float(LINEAR.sigma(400))
-    said = {"eps": eps, "x0": x0, "score": -eps / sigma}[predicts]
+    velocity = alpha * eps - sigma * x0
+    said = {"eps": eps, "x0": x0, "score": -eps / sigma, "v": velocity, "flow": eps - x0}[predicts]
     prediction = Denoiser(lambda x, label: said, LINEAR, predicts=predicts)(alpha * x0 + sigma * eps, 400.0)
     torch.testing.assert_close(prediction.x0, x0)
     torch.testing.assert_close(prediction.eps, eps)
     torch.testing.assert_close(prediction.eps_network, eps)
+    torch.testing.assert_close(prediction.x0_network, x0)
 
 
 # -- moments ----------------------------------------------------------------------------------------------------------
