@@ -117,7 +117,8 @@ def test_mathematics_neither_reads_configs_nor_talks(name: str) -> None:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     told = {id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, documented) and ast.get_docstring(n)}
     strings = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    assert not [f"line {n.lineno}" for n in strings if id(n) not in told and re.search(r"\bconfig\.", n.value)]
+    fields = re.compile(r"\bconfig\.(?!json\b)")  # diffusers has files of that name
+    assert not [f"line {n.lineno}" for n in strings if id(n) not in told and fields.search(n.value)]
 
 
 @pytest.mark.parametrize("name", [*SOURCES, *(f"configs/{p.name}" for p in sorted((ROOT / "configs").glob("*.py")))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adpm.families import Field, Kind
-from adpm.nn import ddpm, iddpm, score_sde
+from adpm.nn import ddpm, diffusers_unet, iddpm, score_sde
 from adpm.nn.heads import UNET_FIELDS, NetworkFacts
 
 _RESOLUTIONS = Field(None, "sides of the levels with attention; unset: none", type=tuple)
@@ -30,6 +30,16 @@ NETWORKS: dict[str, Kind] = {
         "the U-Net of DDPM (Ho et al. 2020): CelebA and LSUN models of DDIM and Analytic-DPM",
         NetworkFacts(),
         fields={**UNET_FIELDS, "attention_resolutions": _RESOLUTIONS},
+    ),
+    "diffusers": Kind(
+        diffusers_unet.build,
+        "a UNet2DModel of the package diffusers, as its folder describes it",
+        NetworkFacts(diffusers_unet.classes),
+        fields={
+            "pretrained": Field("", "folder with config.json and weights", of=()),
+            "dropout": Field(0.0, "of the complex head", low=0, below=1, of=("head",)),
+            "head": UNET_FIELDS["head"],
+        },
     ),
     "score_sde": Kind(
         score_sde.build,
