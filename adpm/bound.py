@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adpm.classes import at
 from adpm.denoiser import Denoise
 from adpm.errors import UserError
 from adpm.likelihood import (
@@ -105,10 +106,9 @@ class Terms:
             UserError: if a term is not finite.
         """
         noise = keyed_noise(seed, self.process, numbers, tuple(x0.shape[1:]), x0.dtype)
+        denoise = at(self.denoise, numbers)
         steps = list(
-            path_terms(
-                self.denoise, self.process, self.rule, self.decoder, self.levels, self.times, x0, noise, self.eta
-            )
+            path_terms(denoise, self.process, self.rule, self.decoder, self.levels, self.times, x0, noise, self.eta)
         )
         for term in steps:
             if not torch.isfinite(term.nats).all():
@@ -122,7 +122,7 @@ class Terms:
             "clipped": np.array([float(b.clipped) for b in reversed(steps)]),
         }
         if self.other is not None:
-            args = (self.denoise, self.process, self.other, self.levels, self.times[1:2], x0, noise)
+            args = (denoise, self.process, self.other, self.levels, self.times[1:2], x0, noise)
             out["other"] = next(measure_statistics(*args))[2]
         return out
 

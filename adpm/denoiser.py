@@ -9,6 +9,7 @@ Clipping turns an infinite output into an image. So a prediction says whether th
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -157,7 +158,7 @@ class Denoiser:
 
     def __init__(
         self,
-        network: nn.Module | Callable[[Tensor, Tensor], Tensor],
+        network: nn.Module | Callable[..., Tensor],
         process: Process,
         *,
         predicts: str = "eps",
@@ -172,6 +173,7 @@ class Denoiser:
         _require_x0(predicts, process)
         self._eps_after_clip = built(EPS_AFTER_CLIP, eps_after_clip, "`eps_after_clip`")
         self._time_label = time_label or index_label(0, 1.0)
+        self._classes: tuple[Tensor | None, ...] = ()
 
     def __call__(self, x: Tensor, t: ArrayLike) -> Prediction:
         time = np.asarray(t, dtype=np.float64)
@@ -183,6 +185,12 @@ class Denoiser:
         found = clipped(x, x0, eps, head, alpha, sigma, self.clip, self._eps_after_clip)
         return replace(found, finite=_all_finite(out) | ~_all_finite(x))
 
+    def given(self, classes: Tensor | None) -> Denoiser:
+        """This denoiser with its network, of (x, label, classes), told the classes of a batch: see adpm/classes.py."""
+        told = copy.copy(self)
+        told._classes = (classes,)
+        return told
+
     def label(self, t: Array) -> Array:
         """The number that the network receives at a time."""
         return self._time_label(t)
@@ -193,7 +201,7 @@ class Denoiser:
         return self._interpret(x, out[:, : x.shape[1]], alpha, sigma)[1]
 
     def _output(self, x: Tensor, label: Tensor) -> Tensor:
-        out = self.network(x, label.expand(len(x))).to(x.dtype)
+        out = self.network(x, label.expand(len(x)), *self._classes).to(x.dtype)
         if out.shape[1] < x.shape[1] or out.shape[2:] != x.shape[2:]:
             raise UserError(f"the network returned shape {tuple(out.shape)} for images of shape {tuple(x.shape)}.")
         return out

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adpm.classes import at
 from adpm.denoiser import Counted, Denoise
 from adpm.errors import UserError
 from adpm.noise import KeyedNoise
@@ -99,7 +100,7 @@ def draw_batch(
     start: Start | None = None,
 ) -> Arrays:
     """The samples with these numbers, and what each step was like; pictures along the path with number 0 only."""
-    counted, shows = Counted(denoise), int(numbers[0]) == 0
+    counted, shows = Counted(at(denoise, numbers)), int(numbers[0]) == 0
     noise = keyed(KeyedNoise(seed, "sample"), numbers, shape)
     started = time.perf_counter()
     variances, clipped, strip, spread = [], [], [], []

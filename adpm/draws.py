@@ -15,6 +15,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
+from adpm.classes import at
 from adpm.denoiser import Denoise, Prediction, require_finite
 from adpm.errors import UserError
 from adpm.noise import KeyedNoise
@@ -161,8 +162,8 @@ class Source:
 
 def noisy(
     process: Process, source: Source, t: float, draws: int, seed: int, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Draws of (x_0, eps, x_t) at a time, batch by batch.
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Draws of (number of the image, x_0, eps, x_t) at a time, batch by batch.
 
     Draw i takes the i-th image of one permutation (again from the start when draws exceed images) and noise keyed by
     (seed, i, t), so it does not depend on the batch size or on which other times are looked at.
@@ -173,9 +174,10 @@ def noisy(
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
     for start in range(0, draws, batch_size):
         number = torch.arange(start, min(start + batch_size, draws))
-        x0 = source.images(order[number % source.size])
+        image = order[number % source.size]
+        x0 = source.images(image)
         eps = keyed(number.to(x0.device), step, x0.shape[1:]).to(x0.dtype)
-        yield x0, eps, alpha * x0 + sigma * eps
+        yield image, x0, eps, alpha * x0 + sigma * eps
 
 
 class Watcher(Protocol):
@@ -207,8 +209,8 @@ def measure(
     for t in times:
         total: Draws | None = None
         watcher = watch(t) if watch else None
-        for x0, eps, x in noisy(process, source, t, draws, seed, batch_size):
-            prediction = require_finite(denoise(x, t), t)
+        for image, x0, eps, x in noisy(process, source, t, draws, seed, batch_size):
+            prediction = require_finite(at(denoise, image)(x, t), t)
             if watcher:
                 watcher.add(x0, eps, x, prediction)
             z = draw_moments(x0, eps, prediction.x0, prediction.eps_network, mean, source.variance)

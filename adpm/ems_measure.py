@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adpm.classes import at
 from adpm.denoiser import Denoise, Raw
 from adpm.derivative import Derivative, derivative, usable
 from adpm.draws import Source
@@ -46,13 +47,18 @@ Draws = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 """Numbers [B] of draws -> images, noises and signs, [B, ...] each."""
 
 
+def image_of(source: Source, seed: int) -> Callable[[Tensor], Tensor]:
+    """Numbers of draws -> those of their images: one permutation, again from the start when it is used up."""
+    order = torch.randperm(source.size, generator=torch.Generator().manual_seed(seed))
+    return lambda number: order[number % source.size]
+
+
 def keyed_draws(source: Source, seed: int) -> Draws:
     """Draw i has the i-th image of one permutation, and noise and signs that depend on (seed, i) alone."""
-    order = torch.randperm(source.size, generator=torch.Generator().manual_seed(seed))
-    keyed = KeyedNoise(seed, "ems")
+    image, keyed = image_of(source, seed), KeyedNoise(seed, "ems")
 
     def draws(number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x0 = source.images(order[number % source.size])
+        x0 = source.images(image(number))
         noise, probe = (keyed(number.to(x0.device), k, x0.shape[1:]).to(x0.dtype) for k in (0, 1))
         return x0, noise, torch.where(probe < 0.0, -1.0, 1.0).to(x0.dtype)
 
@@ -103,6 +109,21 @@ def _rate(values: Array, off: float) -> float:
     return float((right - left) / (2.0 * _STENCIL) + off * (right - 2.0 * middle + left) / _STENCIL**2)
 
 
+def _raw_at(denoise: Denoise, number: Tensor) -> Raw:
+    """The denoiser of a batch of draws, if it can be had between reference times.
+
+    Raises:
+        UserError: naming what it does not offer.
+    """
+    found = at(denoise, number)
+    if not isinstance(found, Raw):
+        raise UserError(
+            f"statistics differentiate a network in x and in time, which {type(found).__name__} does not offer: give "
+            "a Denoiser, or a class with its methods `label` and `raw`."
+        )
+    return found
+
+
 @torch.no_grad()
 def measure_ems(
     denoise: Denoise,
@@ -133,11 +154,7 @@ def measure_ems(
         UserError: if the denoiser cannot be had between reference times; if there are fewer than 3 nodes or 2 draws; if
             the network returned numbers that are not finite.
     """
-    if not isinstance(denoise, Raw):
-        raise UserError(
-            f"statistics differentiate a network in x and in time, which {type(denoise).__name__} does not offer: give "
-            "a Denoiser, or a class with its methods `label` and `raw`."
-        )
+    _raw_at(denoise, torch.arange(1))
     if nodes < 3 or count < 2:
         raise UserError(f"`nodes` = {nodes} must be at least 3, and `draws` = {count} at least 2.")
     ends = half_log_snr(process, process.times[[-1, 1]])
@@ -155,7 +172,7 @@ class _Measured:
 
     def __init__(
         self,
-        denoise: Raw,
+        denoise: Denoise,
         process: Process,
         grid: Array,
         draws: Draws,
@@ -165,10 +182,10 @@ class _Measured:
     ) -> None:
         self._denoise, self._draws, self._grid = denoise, draws, grid
         self._batches = [torch.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-        self._nodes = [Node.at(process, denoise.label, float(lam)) for lam in grid]
-        x0, noise, probe = draws(torch.arange(1))
-        start = self._nodes[0]
-        self.method = usable(how, self._outwards(start, start.alpha * x0 + start.sigma * noise, probe), x0)
+        first = torch.arange(1)
+        self._nodes = [Node.at(process, _raw_at(denoise, first).label, float(lam)) for lam in grid]
+        (x0, *_), (x, probe) = draws(first), self._states(self._nodes[0], first)
+        self.method = usable(how, self._outwards(self._nodes[0], first, x, probe), x0)
         self._derivative: Derivative = derivative(self.method)
 
     def over(self, keep: Keep) -> list[Arrays]:
@@ -191,16 +208,18 @@ class _Measured:
                 self._slope = np.gradient(self.linear, self._grid, axis=0, edge_order=2)
         return second
 
-    def _outwards(self, node: Node, x: Tensor, probe: Tensor) -> Callable[[Tensor], Tensor]:
+    def _outwards(self, node: Node, number: Tensor, x: Tensor, probe: Tensor) -> Callable[[Tensor], Tensor]:
         """The noise prediction along a probe."""
-        return lambda d: self._denoise.raw(x + d * probe, node.alpha, node.sigma, node.label)
+        raw = _raw_at(self._denoise, number).raw
+        return lambda d: raw(x + d * probe, node.alpha, node.sigma, node.label)
 
-    def _onwards(self, node: Node, x: Tensor, velocity: Tensor) -> Callable[[Tensor], Tensor]:
+    def _onwards(self, node: Node, number: Tensor, x: Tensor, velocity: Tensor) -> Callable[[Tensor], Tensor]:
         """The noise prediction along the flow, to first order."""
+        raw = _raw_at(self._denoise, number).raw
 
         def along(d: Tensor) -> Tensor:
             alpha, sigma = node.alpha * (1.0 + d * node.k), node.sigma * (1.0 + d * (node.k - 1.0))
-            return self._denoise.raw(x + d * velocity, alpha, sigma, node.label + d * node.label_rate)
+            return raw(x + d * velocity, alpha, sigma, node.label + d * node.label_rate)
 
         return along
 
@@ -214,7 +233,7 @@ class _Measured:
         total: Tensor | float = 0.0
         for number in self._batches:
             x, probe = self._states(node, number)
-            slope = self._derivative(self._outwards(node, x, probe), x)[1]
+            slope = self._derivative(self._outwards(node, number, x, probe), x)[1]
             total = total + node.sigma * (probe.double() * slope.double()).sum(0)
         return _finite(torch.as_tensor(total) / sum(map(len, self._batches)), node)
 
@@ -224,9 +243,9 @@ class _Measured:
         for number in self._batches:
             x, _ = self._states(node, number)
             linear, slope = (torch.as_tensor(v[i], device=x.device) for v in (self.linear, self._slope))
-            eps = self._denoise.raw(x, node.alpha, node.sigma, node.label)
+            eps = _raw_at(self._denoise, number).raw(x, node.alpha, node.sigma, node.label)
             velocity = node.k * x - node.sigma * eps
-            along = self._derivative(self._onwards(node, x, velocity), x)[1].double()
+            along = self._derivative(self._onwards(node, number, x, velocity), x)[1].double()
             x, eps = x.double(), eps.double()
             f = (node.sigma * eps - linear * x) / node.alpha
             rate = ((linear - 1.0) * eps + along) * np.exp(-node.lam) - slope * x / node.alpha

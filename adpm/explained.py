@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import t as student_t
 
+from adpm.classes import at
 from adpm.denoiser import Denoise, require_finite
 from adpm.draws import Estimate, Source, noisy
 from adpm.process import Process
@@ -41,8 +42,8 @@ def unexplained(
     shares, errors = [], []
     for t in times:
         ratios = []
-        for _, _, x in noisy(process, source, t, draws, seed, batch_size):
-            eps = require_finite(denoise(x, t), t).eps_network.double().flatten(1)
+        for image, _, _, x in noisy(process, source, t, draws, seed, batch_size):
+            eps = require_finite(at(denoise, image)(x, t), t).eps_network.double().flatten(1)
             off = model(x, t).eps_network.double().flatten(1) - eps
             ratios.append((off.square().sum(1) / eps.square().sum(1)).cpu().numpy())
         ratio = np.concatenate(ratios)

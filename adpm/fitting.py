@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adpm.classes import at
 from adpm.denoiser import Denoise, require_finite
 from adpm.errors import UserError
 from adpm.process import Array, Process
@@ -205,14 +206,17 @@ class Flow:
 
     @torch.inference_mode()
     def predict(self, y: Tensor, t: float) -> Tensor:
-        """D for states y = x/alpha [n, ...], float32.
+        """D for states y = x/alpha [n, ...] of all trajectories in turn, float32.
 
         Raises:
             UserError: if the network returned numbers that are not finite.
         """
-        free, alpha = Unlimited(self.denoise, self.process), float(self.process.alpha(t))
-        parts = ((alpha * part).float().to(self.device) for part in y.split(self.batch_size))
-        return torch.cat([require_finite(free(part, t), t).x0 for part in parts])
+        alpha, out = float(self.process.alpha(t)), list[Tensor]()
+        for numbers in torch.arange(len(y)).split(self.batch_size):
+            free = Unlimited(at(self.denoise, numbers), self.process)
+            x = (alpha * y[numbers]).float().to(self.device)
+            out.append(require_finite(free(x, t), t).x0)
+        return torch.cat(out)
 
     def steps(self, times: Array, bands: int) -> list[FittedStep]:
         """The steps of a path [K+1], the largest time first; fitted once, see `fit_steps`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adpm.bases import BASES
+from adpm.classes import CLASSES
 from adpm.costs import COSTS
 from adpm.denoiser import EPS_AFTER_CLIP, LABELS
 from adpm.derivative import DERIVATIVES
@@ -51,6 +52,7 @@ MEMBERS: Families = {
     "correct_half": HALVES,
     "derivative": DERIVATIVES,
     "start": STARTS,
+    "classes": CLASSES,
     "clusters": CLUSTERS,
     "decoder": DECODERS,
 }

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from adpm.basis import Basis
 from adpm.bound import Bound, Terms, bound_of
+from adpm.classes import renumbered
 from adpm.denoiser import Denoise, Denoiser, TimeLabel
 from adpm.drawing import draw
 from adpm.draws import Source
 from adpm.ems import EMS
-from adpm.ems_measure import keyed_draws, measure_ems
+from adpm.ems_measure import image_of, keyed_draws, measure_ems
 from adpm.errors import UserError, lookup
 from adpm.families import Families, built
 from adpm.fitting import Flow
@@ -141,9 +142,9 @@ class Model(Subject):
             seed: of images, noise and signs.
             options: `derivative`, `batch_size`, `keep` and `provenance` of `measure_ems`.
         """
-        return measure_ems(
-            self.denoise, self.process, keyed_draws(self.source_of(images), seed), draws, nodes, **options
-        )
+        source = self.source_of(images)
+        denoise = renumbered(self.denoise, image_of(source, seed))
+        return measure_ems(denoise, self.process, keyed_draws(source, seed), draws, nodes, **options)
 
     def measure_trajectories(
         self,

@@ -68,6 +68,16 @@ class KeyedNoise:
         words = philox4x32([zeros + blocks, zeros + (index & _MASK), zeros + (index >> 32), zeros + step], self._key)
         return _box_muller(words).reshape(len(samples), -1)[:, :size].reshape(len(samples), *shape)
 
+    def integers(self, samples: Tensor, below: int) -> Tensor:
+        """One whole number of 0..below - 1 for each sample, [len(samples)] int64, evenly to a share of below / 2^32.
+
+        They are independent of the noise of all steps less than 2^32 - 1.
+        """
+        index = samples.to(torch.int64)
+        zeros = torch.zeros_like(index)
+        words = philox4x32([zeros, zeros + (index & _MASK), zeros + (index >> 32), zeros + _MASK], self._key)
+        return (words[0] * below) >> 32
+
 
 def _box_muller(words: list[Tensor]) -> Tensor:
     """Two pairs of 32-bit words -> four standard normals, in float32 stacked along a new last axis.

@@ -12,6 +12,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from adpm.bound import Images
+from adpm.classes import at
 from adpm.coordinates import Spectrum
 from adpm.cost_table import measure_column
 from adpm.costs import CostNeeds, first_edges
@@ -187,7 +188,7 @@ def statistics_of(
         x0 = images(part).double()
         dim = x0[0].numel()
         noise = keyed_noise(seed, process, part.to(x0.device), tuple(x0.shape[1:]), x0.dtype, stream)
-        rows = list(measure_statistics(denoise, process, decoder, levels, times, x0, noise))
+        rows = list(measure_statistics(at(denoise, part), process, decoder, levels, times, x0, noise))
         squared.append(np.stack([row[1] for row in rows]))
         data.append(np.stack([row[2] for row in rows]))
         prior.append(prior_nats(process, x0).cpu().numpy())
@@ -247,17 +248,18 @@ def measure_cost_table(
     batches = []
     for part in numbers.split(batch_size):
         x0 = images(part).double()
-        batches.append((x0, keyed_noise(seed, process, part.to(x0.device), tuple(x0.shape[1:]), x0.dtype, "table")))
+        noise = keyed_noise(seed, process, part.to(x0.device), tuple(x0.shape[1:]), x0.dtype, "table")
+        batches.append((at(denoise, part), x0, noise))
 
     @torch.inference_mode()
     def work(items: range) -> Arrays:
-        column = measure_column(denoise, process, rule, decoder, levels, items.start + 1, batches, eta)
-        return {"column": column}
+        given = (process, rule, decoder, levels, items.start + 1)
+        parts = [len(x0) * measure_column(told, *given, [(x0, noise)], eta) for told, x0, noise in batches]
+        return {"column": np.stack(parts).sum(0) / len(numbers)}
 
     columns = [done["column"].astype(np.float64) for done in keep(process.steps, 1, work, "cost table")]
     table = edge_table(process.steps, lambda t: columns[t - 1][1:])
-    first = np.array([np.inf, *(column[0] for column in columns)]) if decoder is not None else None
-    table[0] = first_edges(process, first)
+    table[0] = first_edges(process, np.array([np.inf, *(c[0] for c in columns)]) if decoder is not None else None)
     return table
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from adpm.bases import basis_arrays, basis_from, check_basis
 from adpm.basis import Basis
+from adpm.classes import at
 from adpm.denoiser import Denoise, Prediction, require_finite, unclipped_x0
 from adpm.errors import UserError
 from adpm.exponential import halved
@@ -177,7 +178,7 @@ def measure_reference(
         if value < least:
             raise UserError(f"`{name}` = {value} must be at least {least}.")
     times = np.concatenate([[0.0], spread_times(process, nodes)])
-    free, scales = Unlimited(denoise, process), process.alpha(times)
+    scales = process.alpha(times)
 
     @torch.inference_mode()
     def work(items: range) -> Arrays:
@@ -185,6 +186,7 @@ def measure_reference(
         noise = keyed(KeyedNoise(seed, "trajectories"), numbers, shape)
         states, predictions = [], []
         solver = Multistep(process, times, Scheme(min(2, len(times) - 1), 2, halved(np.expm1)))
+        free = Unlimited(at(denoise, numbers), process)
         for step in sample(free, solver, process, times, noise):
             require_finite(step.prediction, step.t)
             states.append(step.x / float(process.alpha(step.s)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from adpm.bases import BasisNeeds, bases_of, check_basis
 from adpm.basis import Basis
 from adpm.bound import Images
+from adpm.classes import Classes, Told, of_table
 from adpm.coordinate_draws import Bases
 from adpm.denoiser import Denoise
 from adpm.draws import Source
@@ -24,6 +26,8 @@ from adpm.members import MEMBERS
 from adpm.process import Process
 from adpm.start import Start, StartNeeds
 from adpm.variance import Rule, RuleNeeds
+
+S = TypeVar("S", bound="Subject")
 
 
 @dataclass
@@ -47,6 +51,24 @@ class Subject:
     images: Mapping[str, Tensor] = field(default_factory=dict)
     levels: int = 0
     families: Families = field(default_factory=lambda: MEMBERS)
+
+    def told(self: S, classes: Tensor | Classes) -> S:
+        """This model with its class-conditional network told the classes of what a call is about, by its numbers.
+
+        Moments, plans, bounds and statistics want those of their images, `sample` those of its samples:
+
+            moments = model.told(train_labels).measure(train_images)
+            samples = model.told(torch.arange(64) % 10).sample(plan, n=64)
+
+        Args:
+            classes: [n], from its beginning again for numbers beyond it; or numbers [B] -> classes [B].
+
+        Raises:
+            UserError: if the denoiser is not told classes.
+        """
+        model = copy.copy(self)
+        model.denoise = Told(self.denoise, of_table(classes) if isinstance(classes, Tensor) else classes)
+        return model
 
     def rule(self, rule: str | Rule, moments: Moments | None = None, **options: Any) -> Rule:
         """A variance rule by its name; a rule is itself."""

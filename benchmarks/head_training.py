@@ -25,7 +25,7 @@ from adpm.errors import UserError
 from adpm.likelihood import Levels
 from adpm.moments import MomentTable, spread_times
 from adpm.nn.checkpoint import read_header, read_weights, save_weights
-from adpm.nn.iddpm import timestep_embedding
+from adpm.nn.iddpm_layers import timestep_embedding
 from adpm.noise import KeyedNoise
 from adpm.objective import ObjectiveNeeds
 from adpm.process import Array, Process

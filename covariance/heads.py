@@ -18,7 +18,7 @@ from adpm.nn.heads import Headed
 
 
 class FrozenTrunk(nn.Module):
-    """(x, t) -> [first output, head], of which the head alone is trained.
+    """(x, t), with classes for networks that are told them -> [first output, head], of which the head alone is trained.
 
     Args:
         network: the trunk, with a head.
@@ -33,10 +33,10 @@ class FrozenTrunk(nn.Module):
         self._trunk_dropout = trunk_dropout
         self.head = (network.head() if head is None else head).requires_grad_(True)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, *classes: Tensor | None) -> Tensor:
         (network,) = self._trunk
         with torch.no_grad():
-            h, emb = network.features(x, t)
+            h, emb = network.features(x, t, *classes)
             y = network.mean_output(h, t)[:, : network.in_channels]
         return torch.cat([y, network.head_output(h, emb, self.head)], dim=1)
 

@@ -9,18 +9,21 @@ import numpy as np
 import torch
 
 from adpm.bound import BitsPerDim
+from adpm.classes import at
+from adpm.denoiser import Denoise
 from adpm.errors import UserError
 from adpm.families import Field, Kind
-from adpm.likelihood import bits_per_dim
+from adpm.likelihood import Decoder, bits_per_dim
 from adpm.noise import KeyedNoise
 from adpm.progress import Arrays, Keep, say
 from adpm.run.assembly import Session
 from adpm.run.bound import counted
+from adpm.run.classes import of_images
 from adpm.run.measure import used_moments, variance_for
 from adpm.run.naming import naming
 from adpm.run.report import Report
 from adpm.run.store import digest, record, write_json
-from sde.dequantise import Dequantise, Start
+from sde.dequantise import Start
 from sde.likelihood import check_options, flow_likelihood, keyed_probes, require_sde
 
 _OPTIONS = ("t_min", "rtol", "atol", "max_nfe")
@@ -63,9 +66,10 @@ def _evaluate(session: Session, decodes: bool) -> BitsPerDim:
 
     def make(keep: Keep) -> Mapping[str, Any]:
         decoder = session.decoder(variance_for(session)) if decodes else None
-        start = Start(model.denoise, session.process, session.levels, decoder)
-        dequantise = session.build("likelihood.dequantisation", start)
-        parts = list(keep(images, section.batch_size, lambda items: _batch(session, dequantise, items), "likelihood"))
+        told = of_images(session, model.denoise, section.split)
+        parts = list(
+            keep(images, section.batch_size, lambda items: _batch(session, told, decoder, items), "likelihood")
+        )
         nats = np.concatenate([part["nats"].astype(np.float64) for part in parts])
         return {"nats": nats, "nfe": np.array([float(part["nfe"]) for part in parts])}
 
@@ -80,17 +84,18 @@ def _evaluate(session: Session, decodes: bool) -> BitsPerDim:
     return _report(session, BitsPerDim.of(bits), float(arrays["nfe"].mean()), images, folder)
 
 
-def _batch(session: Session, dequantise: Dequantise, items: range) -> Arrays:
+def _batch(session: Session, told: Denoise, decoder: Decoder | None, items: range) -> Arrays:
     """Nats of the data's own levels [B], and the evaluations of the batch."""
     section, seed, shape = session.config.likelihood, session.config.seed, session.data.shape
     numbers = torch.arange(items.start, items.stop)
     x0 = session.images(section.split)(numbers)
-    here = numbers.to(x0.device)
+    here, denoise = numbers.to(x0.device), at(told, numbers)
+    dequantise = session.build("likelihood.dequantisation", Start(denoise, session.process, session.levels, decoder))
     with torch.no_grad():
         x, paid = dequantise(x0, KeyedNoise(seed, "dequantise")(here, 0, shape), section.t_min)
     probes = keyed_probes(section.probe, section.probes, seed, here, shape)
     options = {name: section[name] for name in _OPTIONS}
-    result = flow_likelihood(session.trunk.denoise, session.process, x, probes, **options)
+    result = flow_likelihood(denoise, session.process, x, probes, **options)
     return {"nats": (result.nats + paid).cpu().numpy(), "nfe": np.array(result.nfe)}
 
 

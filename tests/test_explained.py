@@ -41,7 +41,7 @@ def test_the_unexplained_share_is_the_mean_of_each_draws_ratio() -> None:
     np.testing.assert_allclose(found["share"], ratios.mean(), rtol=1e-5)
     np.testing.assert_allclose(found["error"], ratios.std(ddof=1) / 40**0.5, rtol=1e-5)
     (draws,) = noisy(process, source, 30.0, 40, 3, 40)
-    assert torch.equal(seen[1], draws[2])
+    assert torch.equal(seen[1], draws[3])
 
 
 def test_the_reach_ends_where_the_share_first_rises() -> None:

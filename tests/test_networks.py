@@ -18,7 +18,8 @@ from torch import nn
 from adpm.denoiser import index_label
 from adpm.errors import UserError
 from adpm.nn import NETWORKS
-from adpm.nn.iddpm import Attention, UNet, timestep_embedding
+from adpm.nn.iddpm import UNet
+from adpm.nn.iddpm_layers import Attention, timestep_embedding
 from tests.goldens import (
     DATA,
     assert_waves,

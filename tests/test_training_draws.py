@@ -10,7 +10,7 @@ import torch
 
 from adpm.denoiser import Denoise
 from adpm.objective import eps_matching
-from adpm.run.data import DataSet
+from adpm.run.dataset import DataSet
 from adpm.run.modes.train import held_out_loss
 from adpm.run.training import Trainer
 from tests.trainings import PROCESS, Small, denoiser, small_trainer, steps

@@ -2,7 +2,8 @@
 
 Ours: one file, EMA weights under the network's own names, what made them in the header. Foreign (`torch.save`): read
 without running code; a bare state dict, itself or under `state_dict` or `model`, a dict with `ema_models_states`, or a
-`N.ckpt` directory (Analytic-DPM and Extended-Analytic-DPM), `ema_*.pt` (Improved DDPM), `checkpoint_*.pth` (score_sde).
+`N.ckpt` directory (Analytic-DPM and Extended-Analytic-DPM), `ema_*.pt` (Improved DDPM), `checkpoint_*.pth` (score_sde),
+a folder of a diffusers network.
 EMA weights are taken where both kinds are stored; the prefixes `module.` and `_orig_mod.` are taken off.
 """
 
@@ -21,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from adpm.errors import UserError
+from adpm.nn.diffusers_folder import current_names, network_folder, weights_file
 from adpm.pickles import safe_load
 from adpm.reading import looks_like, plain_file
 
@@ -57,10 +59,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             tensors that are no weights.
     """
     if path.is_dir():
-        path = path / "ema_models_states" / "model.pth"
+        path = weights_file(path) if network_folder(path) else path / "ema_models_states" / "model.pth"
     plain_file(path, "weights file")
     stored = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    state = _without_prefixes(_state_dict(stored, path))
+    state = current_names(_without_prefixes(_state_dict(stored, path)))
     for name, tensor in state.items():
         if name not in _IGNORED and not (tensor.is_floating_point() and tensor.layout is torch.strided):
             raise UserError(

@@ -12,7 +12,8 @@ the raw output of its last convolution, `in_channels` channels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -32,20 +33,38 @@ UNET_FIELDS = {
 """What the project's U-Nets have in common. A head is no part of what its trunk is."""
 
 
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What may be asked of a network family without building a network.
+
+    Attributes:
+        classes: a network's options -> how many classes it is told, and whether it knows what no class is.
+    """
+
+    classes: Callable[..., tuple[int, bool]] = lambda **options: (0, False)
+
+
 class Headed(nn.Module, ABC):
     """A network that may have a head.
 
     Attributes:
         HEAD: names that the head's modules have among the network's own; a network without a head has none of them.
         in_channels: channels of the image and of each output.
+        num_classes: classes that the network is told; 0: none.
+        null_class: whether no class (None) is known to it, too.
     """
 
     HEAD: ClassVar[tuple[str, ...]]
     in_channels: int
+    num_classes: int = 0
+    null_class: bool = False
 
     @abstractmethod
     def features(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The last hidden layer [B, M, H, W] and the time embedding [B, 4M]: what every readout reads."""
+        """The last hidden layer [B, M, H, W] and the time embedding [B, 4M]: what every readout reads.
+
+        Networks with classes take those of the images as a third argument, [B], or None for no class.
+        """
 
     @abstractmethod
     def mean_output(self, h: Tensor, t: Tensor) -> Tensor:
@@ -71,8 +90,8 @@ class Headed(nn.Module, ABC):
         """The state dict without the head."""
         return {name: tensor for name, tensor in self.state_dict().items() if not self.in_head(name)}
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        h, emb = self.features(x, t)
+    def forward(self, x: Tensor, t: Tensor, *classes: Tensor | None) -> Tensor:
+        h, emb = self.features(x, t, *classes)
         y = self.mean_output(h, t)
         if not self.has_head:
             return y

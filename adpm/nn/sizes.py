@@ -100,5 +100,17 @@ def require_heads(num_heads: int, widths: Sequence[int]) -> None:
             raise UserError(f"`num_heads` = {num_heads} must divide the {width} channels that attention works on.")
 
 
+def require_classes(num_classes: int, null_class: bool) -> None:
+    """Refuse numbers of classes that there are not, and a null class beside none.
+
+    Raises:
+        UserError: naming the parameter.
+    """
+    if not (_whole(num_classes) and num_classes >= 0):
+        raise UserError(f"`num_classes` = {num_classes!r} must be a whole number, 0 for a network that is told none.")
+    if null_class and not num_classes:
+        raise UserError("`null_class` = True goes with classes: set `num_classes` to how many there are.")
+
+
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from adpm.nn.heads import Headed
 from adpm.objective import Objective, ObjectiveNeeds
 from adpm.process import Array
 from adpm.progress import say
-from adpm.run import heads, store, weights
+from adpm.run import classes, heads, store, weights
 from adpm.run.checks import check_files, check_head_file, check_method, check_second_output
 from adpm.run.house import House
 from adpm.run.models import DenoiserNeeds, Loaded, outputs_of
@@ -100,6 +100,7 @@ class Session(Problem):
         _ = self.process
         self._check_there()
         _ = self.data
+        classes.check_classes(self)
         if self.trainable:
             check_second_output(self.config, self.house.families, *self.outputs)
         self._check_method()
@@ -198,8 +199,9 @@ class Session(Problem):
 
     @property
     def front(self) -> Model:
-        """The front door to the trunk: what moments are about."""
-        return self.front_of(self.trunk)
+        """The front door to the trunk, told the classes of training images: what moments are about."""
+        trunk = self.trunk
+        return self.front_of(replace(trunk, denoise=classes.of_images(self, trunk.denoise, "train")))
 
     def front_of(self, loaded: Loaded) -> Model:
         """The front door to a denoiser of this session."""
@@ -224,7 +226,7 @@ class Session(Problem):
         """What moments and samples depend on besides their own settings; a head's identity is Loaded.head."""
         fields = self.house.table.part(self.config, "model")
         model = {"weights": self.trunk.weights, "log_snr": weights.times_digest(self.process), "fields": fields}
-        return {**model, **self.data.content}
+        return {**model, **self.data.content, **classes.labels_key(self)}
 
     # The method
 

@@ -13,6 +13,7 @@ from adpm.errors import UserError
 from adpm.paths import Path
 from adpm.progress import Arrays, Keep
 from adpm.run.assembly import Session
+from adpm.run.classes import of_images
 from adpm.run.measure import variance_for
 from adpm.run.naming import naming
 from adpm.run.paths import bound_key, kernel_name, path_for
@@ -46,7 +47,7 @@ def _terms(session: Session, path: Path) -> Terms:
     """What the bound along a path is made of; the published decoder's data term goes along where there is one."""
     variance = variance_for(session)
     return Terms(
-        session.model.denoise,
+        of_images(session, session.model.denoise, session.config.likelihood.split),
         session.process,
         session.rule(variance, path.times),
         session.decoder(variance),

@@ -56,6 +56,9 @@ SECTIONS: dict[str, dict[str, Field]] = {
         "schedule": Field("cosine", "of the learning rate", choices="schedule", of=()),
         "weight_decay": Field(0.0, "of AdamW", low=0, of=()),
         "grad_clip": Field(1.0, "limit of the gradient norm; 0 = none", low=0, of=()),
+        "class_dropout": Field(
+            0.1, "share of training images that a network with a null class is told no class of", low=0, high=1
+        ),
         "ema_decay": Field(
             0.999, "largest decay of the average, min(decay, (1 + k)/(10 + k)) at step k", low=0, below=1, of=()
         ),
@@ -97,6 +100,7 @@ SECTIONS: dict[str, dict[str, Field]] = {
             None, "steps around the solver's; unset = none", type=str, choices="corrector", of=("samples",)
         ),
         "start": Field("noise", "what sampling begins with", choices="start", of=("samples",)),
+        "classes": Field("drawn", "of the samples, where a network is told them", choices="classes", of=("samples",)),
         "eta": Field(1.0, "1 = DDPM, 0 = DDIM", low=0, high=1),
         "samples": Field(64, "images drawn", low=1, of=("amount",)),
         "batch_size": Field(64, "images per network call", low=1, of=("amount",)),

@@ -20,6 +20,7 @@ from adpm.paths import data_row, measure_cost_table, measure_data_row, planning_
 from adpm.process import Array
 from adpm.progress import Arrays, Keep, say
 from adpm.run.assembly import Session, VarianceOf
+from adpm.run.classes import of_images
 from adpm.run.naming import naming
 from adpm.run.store import Parts, digest, kept, parts_of, record
 from adpm.run.weights import exact_digest
@@ -79,7 +80,7 @@ def unexplained_for(session: Session, model: Mixture) -> Estimate:
     own = session.house.table.part(session.config, "moments", kind)
     key = {**moment_provenance(session), "own": own, "start": session.config.sampling.start}
     times, source = spread_times(session.process, section.times), session.source("train")
-    denoise, other = session.trunk.denoise, IdealDenoiser(model, session.process)
+    denoise, other = session.front.denoise, IdealDenoiser(model, session.process)
 
     def work(items: range) -> Arrays:
         options = {"draws": section.draws, "seed": session.config.seed, "batch_size": section.batch_size}
@@ -189,7 +190,7 @@ def data_row_for(session: Session) -> Array:
         say(f"measuring the data term with the '{config.likelihood.decoder}' decoder on training images.")
         numbers = planning_images(len(session.data.split("train")), section.draws, config.seed)
         return measure_data_row(
-            session.trunk.denoise,
+            session.front.denoise,
             session.process,
             session.decoder(variance_for(session)),
             session.levels,
@@ -225,7 +226,7 @@ def cost_table_for(session: Session, data_term: bool) -> Array:
         say(f"measuring the bound at all {session.process.steps} times on {draws} training images: {path}")
         variance = variance_for(session)
         table = measure_cost_table(
-            session.model.denoise,
+            of_images(session, session.model.denoise, "train"),
             session.process,
             session.rule(variance, session.process.times[:2]),
             session.decoder(variance) if data_term else None,

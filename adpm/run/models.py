@@ -72,8 +72,9 @@ def outputs_of(network: Callable[[], Headed], shape: tuple[int, ...]) -> tuple[i
     """
     with torch.device("meta"):
         made = network()
+        classes = [torch.zeros(1, dtype=torch.int64)] if made.num_classes else []
         try:
-            out = made(torch.zeros(1, *shape), torch.zeros(1))
+            out = made(torch.zeros(1, *shape), torch.zeros(1), *classes)
         except UserError:
             raise
         except Exception as error:

@@ -17,6 +17,7 @@ from adpm.drawing import draw
 from adpm.paths import Path
 from adpm.progress import Arrays
 from adpm.run.assembly import Session
+from adpm.run.classes import of_samples
 from adpm.run.measure import variance_for
 from adpm.run.naming import naming
 from adpm.run.paths import path_after_start, path_for, sampler_key, sampler_name
@@ -74,7 +75,7 @@ def samples_for(session: Session, path: Path | None = None) -> Samples:
             solver = session.solver(variance_for(session), path.times)
             session.learn()  # what is missing is measured before anything is drawn
             drawn = draw(
-                model.denoise,
+                of_samples(session, model.denoise),
                 solver,
                 session.process,
                 path.times,

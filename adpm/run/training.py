@@ -26,6 +26,7 @@ from adpm.noise import KeyedNoise
 from adpm.objective import Objective
 from adpm.objective import losses as losses_of
 from adpm.process import Array, Process
+from adpm.run.classes import TrainingClasses, given
 from adpm.run.dataset import DataSet
 from adpm.run.state import check_state, largest, read_state, torch_save_bytes
 from adpm.run.store import differences, write_whole
@@ -105,6 +106,7 @@ class Trainer:
         facts: what the state depends on besides the options (a frozen trunk); another one's state is refused.
         start: weights to begin with, by the network's names, where there is no state yet; the average begins there,
             too. None: those that the network has.
+        classes: of the images; None for a network that is told none.
 
     Attributes:
         ema: the average, in `ema.module`.
@@ -128,8 +130,9 @@ class Trainer:
         state_file: Path,
         facts: Mapping[str, Any] | None = None,
         start: Mapping[str, Tensor] | None = None,
+        classes: TrainingClasses | None = None,
     ) -> None:
-        self.network, self.process, self.data = network, process, data
+        self.network, self.process, self.data, self.classes = network, process, data, classes
         self.objective, self.options, self.seed, self.state_file = objective, options, seed, state_file
         self.facts = {**(facts or {}), "seed": seed, "start": None if start is None else state_hash(start)}
         self.times = TIMES[options.times].build(process)
@@ -155,11 +158,11 @@ class Trainer:
             UserError: if the loss or its gradient is not finite (the saved state is left as it was).
         """
         options, i = self.options, self.iteration
-        x0, eps, t, weights = self._examples(i)
+        x0, eps, t, weights, classes = self._examples(i)
         self.network.train()
         with torch.random.fork_rng([x0.device] if x0.is_cuda else []):
             torch.manual_seed(_mixed(self.seed, i))  # dropout
-            losses = self.loss_of(self.denoise, x0, eps, t)
+            losses = self.loss_of(self.denoise, x0, eps, t, classes)
         loss = (losses * torch.as_tensor(weights, dtype=losses.dtype, device=losses.device)).mean()
         self.require_finite("the training loss", loss.item())
         self.optimizer.zero_grad(set_to_none=True)
@@ -175,9 +178,9 @@ class Trainer:
         self.iteration += 1
         return {"train/loss": loss.item(), "train/grad_norm": norm.item(), "train/learning_rate": rate}
 
-    def loss_of(self, denoise: Denoise, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
-        """The objective of a denoiser at x_t = alpha_t x0 + sigma_t eps, per example."""
-        return losses_of(self.objective, denoise, self.process, x0, eps, t)
+    def loss_of(self, denoise: Denoise, x0: Tensor, eps: Tensor, t: Array, classes: Tensor | None = None) -> Tensor:
+        """The objective of a denoiser at x_t = alpha_t x0 + sigma_t eps, per example, of these classes if any."""
+        return losses_of(self.objective, given(denoise, classes), self.process, x0, eps, t)
 
     def save(self) -> None:
         """Save the state, whole or not at all.
@@ -207,12 +210,12 @@ class Trainer:
         self.require_finite("the largest weight", largest(self.network.state_dict().values()))
         self.require_finite("the largest averaged weight", largest(self.ema.state_dict().values()))
         self.require_finite("the largest number of the optimizer", largest(optimizer))
-        x0, eps, t, _ = self._examples(self.iteration)
+        x0, eps, t, _, classes = self._examples(self.iteration)
         self.network.eval()
         self.ema.module.eval()
         with torch.inference_mode():
             for what, denoise in {"the loss": self.denoise, "the loss of the average": self.averaged}.items():
-                self.require_finite(what, self.loss_of(denoise, x0, eps, t).mean().item())
+                self.require_finite(what, self.loss_of(denoise, x0, eps, t, classes).mean().item())
 
     def require_finite(self, what: str, value: float) -> None:
         """Refuse a number that says that the training has diverged.
@@ -228,8 +231,8 @@ class Trainer:
                 + (f": {kept}." if self.state_file.exists() else ". Nothing was saved yet.")
             )
 
-    def _examples(self, iteration: int) -> tuple[Tensor, Tensor, Array, Array]:
-        """x0, eps, times and weights of an iteration: a function of (seed, iteration) and of what `times` learned."""
+    def _examples(self, iteration: int) -> tuple[Tensor, Tensor, Array, Array, Tensor | None]:
+        """x0, eps, times, weights and classes of an iteration: of (seed, iteration) and of what `times` learned."""
         size = self.options.batch_size
         x0 = self.data.scaled(self._stored(iteration)).to(self.device)
         t, weights = self.times.draw(stratified(self.seed, iteration, size))
@@ -237,7 +240,11 @@ class Trainer:
         if self.data.flips:
             mirrored = KeyedNoise(self.seed, "flips")(numbers, 0, torch.Size((1, 1, 1))) < 0.0
             x0 = torch.where(mirrored, x0.flip(-1), x0)
-        return x0, KeyedNoise(self.seed, "train")(numbers, 0, x0.shape[1:]), t, weights
+        classes = None
+        if self.classes:
+            images = batch_indices(self.seed, iteration, size, len(self.data.split("train")))
+            classes = self.classes.of_examples(images, numbers)
+        return x0, KeyedNoise(self.seed, "train")(numbers, 0, x0.shape[1:]), t, weights, classes
 
     def _stored(self, iteration: int) -> Tensor:
         """The images of an iteration as they are stored; those of the next ones are read ahead from files."""

@@ -18,10 +18,10 @@ _SHOWN = (3, 5, 7, 10, 15, 25)
 
 
 def flow_for(session: Session) -> Flow:
-    """The trajectories of the session's trunk, with the network."""
+    """The trajectories of the session's trunk, with the network; of training images' classes, if it is told any."""
     reference = KEPT.of(session, lambda path: _measured(session, path))
     batch = session.config.moments.batch_size
-    return Flow(reference, session.trunk.denoise, session.process, batch, session.device)
+    return Flow(reference, session.front.denoise, session.process, batch, session.device)
 
 
 def _measured(session: Session, path: Path) -> Reference:

@@ -65,24 +65,24 @@ PRECISIONS: dict[str, Kind] = {
 """Builders take the device and give a context for network calls."""
 
 
-def runnable(
-    network: nn.Module, precision: str, compiled: bool, device: torch.device
-) -> Callable[[Tensor, Tensor], Tensor]:
+def runnable(network: nn.Module, precision: str, compiled: bool, device: torch.device) -> Callable[..., Tensor]:
     """The network as the rest of the code calls it: on its device, in its precision, compiled or not.
+
+    It takes (x, label), and classes [B] or None besides where it is told them.
 
     A compiler that is missing is told in a sentence at the first call, which is when it is wanted.
     """
     network.to(device)
-    call: Callable[[Tensor, Tensor], Tensor] = torch.compile(network) if compiled else network
+    call: Callable[..., Tensor] = torch.compile(network) if compiled else network
     context = lookup(PRECISIONS, precision, "config.precision").build
 
-    def forward(x: Tensor, label: Tensor) -> Tensor:
+    def forward(x: Tensor, label: Tensor, *classes: Tensor | None) -> Tensor:
         with context(device):
-            return call(x.float(), label.float()).float()
+            return call(x.float(), label.float(), *classes).float()
 
-    def guarded(x: Tensor, label: Tensor) -> Tensor:
+    def guarded(x: Tensor, label: Tensor, *classes: Tensor | None) -> Tensor:
         try:
-            return forward(x, label)
+            return forward(x, label, *classes)
         except Exception as error:
             if not type(error).__module__.startswith("torch._"):
                 raise

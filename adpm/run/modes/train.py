@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adpm.classes import at
 from adpm.denoiser import Denoise
 from adpm.nn.checkpoint import save_weights
 from adpm.noise import KeyedNoise
 from adpm.progress import progress, say
 from adpm.run.assembly import Session
+from adpm.run.classes import TrainingClasses, of_samples
 from adpm.run.interrupts import Stop, deferred_interrupt
 from adpm.run.report import Report, image_grid
 from adpm.run.store import write_whole
@@ -37,7 +39,7 @@ def train(session: Session) -> None:
     if trainer.iteration < trainer.options.iterations:
         parameters = sum(p.numel() for p in trainer.network.parameters())
         say(f"training {parameters:,} parameters on {session.device} ({session.config.precision}).")
-        shown = session.denoiser(trainer.ema.module, clip=True)
+        shown = of_samples(session, session.denoiser(trainer.ema.module, clip=True))
         chosen = {"objective": session.config.train.objective} | dataclasses.asdict(trainer.options)
         with Report(board / trainee.name, last=trainer.iteration) as report, deferred_interrupt() as stop:
             report.trial(trainee.name, chosen)
@@ -61,6 +63,7 @@ def make_trainer(session: Session, trainee: Trainee | None = None) -> Trainer:
         session.workdir / f"{trainee.name}_state.pt",
         trainee.facts,
         trainee.start,
+        TrainingClasses.of(session),
     )
 
 
@@ -117,7 +120,8 @@ def held_out_loss(trainer: Trainer) -> float:
         for numbers in torch.arange(len(images)).split(batch):
             x0 = data.scaled(images[numbers]).to(trainer.device)
             eps = noise(numbers.to(trainer.device), k, x0.shape[1:])
-            total += trainer.loss_of(trainer.averaged, x0, eps, times[numbers.numpy()]).sum().item()
+            classes = trainer.classes.of_tests(numbers) if trainer.classes else None
+            total += trainer.loss_of(trainer.averaged, x0, eps, times[numbers.numpy()], classes).sum().item()
     loss = total / (_TEST_PASSES * len(images))
     trainer.require_finite("the test loss", loss)
     return loss
@@ -131,7 +135,7 @@ def preview(trainer: Trainer, denoise: Denoise) -> Tensor:
     numbers = torch.arange(_PREVIEW_SAMPLES, device=trainer.device)
     noise = keyed(KeyedNoise(trainer.seed, "preview"), numbers, data.shape)
     trainer.ema.module.eval()
-    for step in sample(denoise, ReverseGaussian(process, Small()), process, times, noise):
+    for step in sample(at(denoise, numbers), ReverseGaussian(process, Small()), process, times, noise):
         x = step.x
     return image_grid(data.to_unit(x).cpu())
 
