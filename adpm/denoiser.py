@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from adpm.errors import UserError
 from adpm.families import Field, Kind, built
-from adpm.parametrisation import PREDICTIONS, Interpretation, eps_from_x0, x0_from_eps
+from adpm.parametrisation import PREDICTIONS, Interpretation, eps_from_x0, require_alpha, x0_from_eps
 from adpm.process import Array, Process
 
 
@@ -169,7 +169,9 @@ class Denoiser:
             raise UserError(f"`clip` = {clip} must be a range (a, b) of the data with a < b, and finite.")
         self.network, self.process, self.clip = network, process, clip
         self._interpret: Interpretation = built(PREDICTIONS, predicts, "`predicts`")
-        _require_x0(predicts, process)
+        if PREDICTIONS[predicts].facts.divides_by_alpha:
+            others = ", ".join(name for name, kind in PREDICTIONS.items() if not kind.facts.divides_by_alpha)
+            require_alpha(process, f"x0 of `predicts` = '{predicts}'", f"take a network that predicts one of {others}")
         self._eps_after_clip = built(EPS_AFTER_CLIP, eps_after_clip, "`eps_after_clip`")
         self._time_label = time_label or index_label(0, 1.0)
 
@@ -197,20 +199,6 @@ class Denoiser:
         if out.shape[1] < x.shape[1] or out.shape[2:] != x.shape[2:]:
             raise UserError(f"the network returned shape {tuple(out.shape)} for images of shape {tuple(x.shape)}.")
         return out
-
-
-def _require_x0(predicts: str, process: Process) -> None:
-    """Refuse a prediction that says nothing of x0 where the process ends.
-
-    Raises:
-        UserError: naming those that do.
-    """
-    if process.pure_noise and PREDICTIONS[predicts].facts.divides_by_alpha:
-        others = ", ".join(name for name, kind in PREDICTIONS.items() if not kind.facts.divides_by_alpha)
-        raise UserError(
-            f"`predicts` = '{predicts}' says nothing of x0 at t = {process.times[-1]:g}, where this process is pure "
-            f"noise (alpha = 0); take a network that predicts one of {others}, or another process."
-        )
 
 
 def _all_finite(x: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from adpm.draws import Source
 from adpm.ems import EMS, half_log_snr
 from adpm.errors import UserError
 from adpm.noise import KeyedNoise
+from adpm.parametrisation import require_alpha
 from adpm.process import Array, Process
 from adpm.progress import Arrays, Keep, in_memory
 
@@ -133,6 +134,7 @@ def measure_ems(
         UserError: if the denoiser cannot be had between reference times; if there are fewer than 3 nodes or 2 draws; if
             the network returned numbers that are not finite.
     """
+    require_alpha(process, "f of DPM-Solver-v3's statistics", "use another solver")
     if not isinstance(denoise, Raw):
         raise UserError(
             f"statistics differentiate a network in x and in time, which {type(denoise).__name__} does not offer: give "
