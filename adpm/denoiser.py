@@ -127,6 +127,12 @@ def unclipped_x0(prediction: Prediction, x: Tensor, alpha: float | Tensor, sigma
     return x0_from_eps(x, prediction.eps_network, alpha, sigma)
 
 
+def check_range(clip: tuple[float, float] | None) -> None:
+    """Refuse a range of the data that is none."""
+    if clip is not None and not -math.inf < clip[0] < clip[1] < math.inf:
+        raise UserError(f"`clip` = {clip} must be a range (a, b) of the data with a < b, and finite.")
+
+
 TimeLabel = Callable[[Array], Array]
 
 
@@ -165,8 +171,7 @@ class Denoiser:
         clip: tuple[float, float] | None = None,
         eps_after_clip: str = "rederive",
     ) -> None:
-        if clip is not None and not -math.inf < clip[0] < clip[1] < math.inf:
-            raise UserError(f"`clip` = {clip} must be a range (a, b) of the data with a < b, and finite.")
+        check_range(clip)
         self.network, self.process, self.clip = network, process, clip
         self._interpret: Interpretation = built(PREDICTIONS, predicts, "`predicts`")
         if PREDICTIONS[predicts].facts.divides_by_alpha:
@@ -224,14 +229,17 @@ def clipped(
 
 
 class Counted:
-    """A denoiser that counts its calls: the number of function evaluations (NFE) is read off it."""
+    """A denoiser that counts its calls: the number of function evaluations (NFE) is read off it.
+
+    One that calls networks several times says so by an attribute `evaluations`.
+    """
 
     def __init__(self, denoise: Denoise) -> None:
-        self._denoise = denoise
+        self._denoise, self._each = denoise, int(getattr(denoise, "evaluations", 1))
         self.calls = 0
 
     def __call__(self, x: Tensor, t: ArrayLike) -> Prediction:
-        self.calls += 1
+        self.calls += self._each
         return self._denoise(x, t)
 
 
