@@ -27,8 +27,8 @@
     l, s, b         linear, scale, bias    of EMS, DPM-Solver-v3's statistics per pixel
 
 Imports run down this list: errors, families, reading, pickles, progress, process, kernel, noise, parametrisation,
-denoiser, classes, ideal, derivative, draws, gaussian_score, mixture_fit, moments, ms_eps, basis, transforms, bases,
-shrinkage, coordinates, coordinate_draws, gaussian, variance, shortest_path, costs, planning, published_split,
+denoiser, classes, guidance, ideal, derivative, draws, gaussian_score, mixture_fit, moments, ms_eps, basis, transforms,
+bases, shrinkage, coordinates, coordinate_draws, gaussian, variance, shortest_path, costs, planning, published_split,
 shortened, solver, exponential, multistep, published_multistep, start, sampler, reference, fitting, fitted, trajectory,
 ems, ems_integrals, dpm_solver_v3, neighbours, likelihood, cost_table, objective, members, ems_measure, drawing, bound,
 paths, jump, explained, plots, measured, subject, model, nn, run. `sde` and `covariance` import this package and not

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from adpm.errors import UserError
 from adpm.families import Field, Kind, built
-from adpm.parametrisation import PREDICTIONS, Interpretation, eps_from_x0, x0_from_eps
+from adpm.parametrisation import PREDICTIONS, Interpretation, eps_from_x0, require_alpha, x0_from_eps
 from adpm.process import Array, Process
 
 
@@ -128,6 +128,12 @@ def unclipped_x0(prediction: Prediction, x: Tensor, alpha: float | Tensor, sigma
     return x0_from_eps(x, prediction.eps_network, alpha, sigma)
 
 
+def check_range(clip: tuple[float, float] | None) -> None:
+    """Refuse a range of the data that is none."""
+    if clip is not None and not -math.inf < clip[0] < clip[1] < math.inf:
+        raise UserError(f"`clip` = {clip} must be a range (a, b) of the data with a < b, and finite.")
+
+
 TimeLabel = Callable[[Array], Array]
 
 
@@ -166,11 +172,12 @@ class Denoiser:
         clip: tuple[float, float] | None = None,
         eps_after_clip: str = "rederive",
     ) -> None:
-        if clip is not None and not -math.inf < clip[0] < clip[1] < math.inf:
-            raise UserError(f"`clip` = {clip} must be a range (a, b) of the data with a < b, and finite.")
+        check_range(clip)
         self.network, self.process, self.clip = network, process, clip
         self._interpret: Interpretation = built(PREDICTIONS, predicts, "`predicts`")
-        _require_x0(predicts, process)
+        if PREDICTIONS[predicts].facts.divides_by_alpha:
+            others = ", ".join(name for name, kind in PREDICTIONS.items() if not kind.facts.divides_by_alpha)
+            require_alpha(process, f"x0 of `predicts` = '{predicts}'", f"take a network that predicts one of {others}")
         self._eps_after_clip = built(EPS_AFTER_CLIP, eps_after_clip, "`eps_after_clip`")
         self._time_label = time_label or index_label(0, 1.0)
         self._classes: tuple[Tensor | None, ...] = ()
@@ -207,20 +214,6 @@ class Denoiser:
         return out
 
 
-def _require_x0(predicts: str, process: Process) -> None:
-    """Refuse a prediction that says nothing of x0 where the process ends.
-
-    Raises:
-        UserError: naming those that do.
-    """
-    if process.pure_noise and PREDICTIONS[predicts].facts.divides_by_alpha:
-        others = ", ".join(name for name, kind in PREDICTIONS.items() if not kind.facts.divides_by_alpha)
-        raise UserError(
-            f"`predicts` = '{predicts}' says nothing of x0 at t = {process.times[-1]:g}, where this process is pure "
-            f"noise (alpha = 0); take a network that predicts one of {others}, or another process."
-        )
-
-
 def _all_finite(x: Tensor) -> Tensor:
     """Of each example, [B]."""
     return x.isfinite().flatten(1).all(1)
@@ -244,14 +237,17 @@ def clipped(
 
 
 class Counted:
-    """A denoiser that counts its calls: the number of function evaluations (NFE) is read off it."""
+    """A denoiser that counts its calls: the number of function evaluations (NFE) is read off it.
+
+    One that calls networks several times says so by an attribute `evaluations`.
+    """
 
     def __init__(self, denoise: Denoise) -> None:
-        self._denoise = denoise
+        self._denoise, self._each = denoise, int(getattr(denoise, "evaluations", 1))
         self.calls = 0
 
     def __call__(self, x: Tensor, t: ArrayLike) -> Prediction:
-        self.calls += 1
+        self.calls += self._each
         return self._denoise(x, t)
 
 

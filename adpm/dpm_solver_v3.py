@@ -30,6 +30,7 @@ from adpm.errors import UserError
 from adpm.families import Field, Kind, built
 from adpm.gaussian import ZERO
 from adpm.noise import Noise
+from adpm.parametrisation import require_alpha
 from adpm.process import Array, Process
 from adpm.solver import SolverFacts, Step
 
@@ -123,6 +124,7 @@ class DPMSolverV3:
         refine: int = 10,
         snap: bool = False,
     ) -> None:
+        require_alpha(process, "f of DPM-Solver-v3", "use another solver")
         self.process, self.order, self._lower, self._snap = process, order, lower_order_final, snap
         self._times, self._statistics, self._refine = times[times > 0.0][::-1], statistics, refine
         self._last = len(self._times) - 1

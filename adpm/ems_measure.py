@@ -33,6 +33,7 @@ from adpm.draws import Source
 from adpm.ems import EMS, half_log_snr
 from adpm.errors import UserError
 from adpm.noise import KeyedNoise
+from adpm.parametrisation import require_alpha
 from adpm.process import Array, Process
 from adpm.progress import Arrays, Keep, in_memory
 
@@ -154,6 +155,7 @@ def measure_ems(
         UserError: if the denoiser cannot be had between reference times; if there are fewer than 3 nodes or 2 draws; if
             the network returned numbers that are not finite.
     """
+    require_alpha(process, "f of DPM-Solver-v3's statistics", "use another solver")
     _raw_at(denoise, torch.arange(1))
     if nodes < 3 or count < 2:
         raise UserError(f"`nodes` = {nodes} must be at least 3, and `draws` = {count} at least 2.")

@@ -287,9 +287,15 @@ def _from_power(table: MomentTable, process: Process) -> Estimate:
 
 @dataclass(frozen=True)
 class EstimatorFacts:
-    """Attributes: positive: whether the estimate cannot be negative, so that its logarithm is interpolated."""
+    """What may be asked of an estimator.
+
+    Attributes:
+        positive: whether the estimate cannot be negative, so that its logarithm is interpolated.
+        divides_by_alpha: whether it has no value where alpha is 0.
+    """
 
     positive: bool = False
+    divides_by_alpha: bool = False
 
 
 ESTIMATORS: dict[str, Kind] = {
@@ -301,7 +307,7 @@ ESTIMATORS: dict[str, Kind] = {
     "gamma": Kind(
         lambda: _from_gamma,
         "sigma^2/alpha^2 (1 - E||eps_hat||^2 / d), Analytic-DPM's (Bao et al. 2022)",
-        EstimatorFacts(),
+        EstimatorFacts(divides_by_alpha=True),
     ),
     "data": Kind(lambda: _from_power, "Var[x0] - E||x0_hat - E x0||^2 / d (Su 2022)", EstimatorFacts()),
 }

@@ -30,6 +30,7 @@ from adpm.families import Kind
 from adpm.gaussian import ZERO, Diagonal
 from adpm.kernel import Kernel, reverse_kernel
 from adpm.noise import Noise
+from adpm.parametrisation import require_alpha
 from adpm.process import Array, Process
 from adpm.solver import Step, reverse_mean
 
@@ -114,7 +115,7 @@ class Multistep:
         noisy: (low, high) of sigma/alpha at the start of a step, outside of which eta is 0.
 
     Raises:
-        UserError: if the path has fewer steps than the order.
+        UserError: if the path has fewer steps than the order, or a corrector weighs eps where alpha is 0.
     """
 
     def __init__(
@@ -126,6 +127,8 @@ class Multistep:
         noisy: tuple[float, float] = (0, math.inf),
     ) -> None:
         self.process, self.times, self.scheme, self.eta, self.noisy = process, np.asarray(times), scheme, eta, noisy
+        if scheme.corrector is not None and scheme.of is NOISE:
+            require_alpha(process, "a corrector of eps", "set `interpolates` = 'x0'")
         if scheme.order > self.steps:
             raise UserError(
                 f"`order` = {scheme.order} needs a path of at least as many steps, but this one has {self.steps}; "

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from adpm.errors import UserError
 from adpm.families import Kind
+from adpm.process import Process
 
 
 def x0_from_eps(x: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
@@ -54,6 +56,24 @@ def _predicts_v(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Te
 
 def _predicts_flow(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
     return (x - sigma * out) / (alpha + sigma), (x + alpha * out) / (alpha + sigma)
+
+
+def require_alpha(process: Process, what: str, instead: str) -> None:
+    """Refuse what divides by alpha on a process that ends in pure noise.
+
+    Args:
+        process: the forward process.
+        what: divides.
+        instead: what would do, as an imperative.
+
+    Raises:
+        UserError: if alpha stands for 0 at the last time.
+    """
+    if process.pure_noise:
+        raise UserError(
+            f"{what} divides by alpha, which is 0 at t = {process.times[-1]:g}, where this process is pure noise; "
+            f"{instead}."
+        )
 
 
 @dataclass(frozen=True)

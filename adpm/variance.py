@@ -25,10 +25,12 @@ import numpy as np
 
 from adpm.coordinates import Axes, Spectrum
 from adpm.denoiser import Prediction
-from adpm.errors import UserError
+from adpm.errors import UserError, lookup
 from adpm.families import Field, Kind
 from adpm.gaussian import ZERO, Covariance, Diagonal, InBasis, Number
 from adpm.kernel import Kernel
+from adpm.moments import ESTIMATORS
+from adpm.parametrisation import require_alpha
 from adpm.process import Array, Process
 
 
@@ -248,8 +250,20 @@ class RuleNeeds:
     process: Process
 
 
+def variance_by(needs: RuleNeeds, estimator: str) -> Callable[[Array], Array]:
+    """Var_t as a function of time by an estimator that has it at every time.
+
+    Raises:
+        UserError: for one that divides by alpha on a process that ends in pure noise.
+    """
+    if lookup(ESTIMATORS, estimator, "`estimator`").facts.divides_by_alpha:
+        others = ", ".join(name for name, kind in ESTIMATORS.items() if not kind.facts.divides_by_alpha)
+        require_alpha(needs.process, f"`estimator` = '{estimator}'", f"use one of {others}")
+    return needs.variance(estimator)
+
+
 def _analytic(needs: RuleNeeds, estimator: str = "residual", bounds: bool = True) -> Rule:
-    rule = Analytic(needs.variance(estimator))
+    rule = Analytic(variance_by(needs, estimator))
     return Bounded(rule, needs.data_variance()) if bounds else rule
 
 

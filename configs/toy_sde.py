@@ -1,4 +1,4 @@
-"""The toy mixture and its exact denoiser in continuous time. Variants: vp (the default), subvp, ve, then a preset.
+"""The toy mixture and its exact denoiser in continuous time. Variants: vp (default), subvp, ve, rectified_flow, preset.
 
 A preset is one of score_sde's samplers that are the reverse kernel with a rule: it sets rule, eta and path.
 """
@@ -56,5 +56,5 @@ def with_preset(config: ConfigDict, variant: str, variants: Mapping[str, Callabl
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    variants = {name: _process(name) for name in ("vp", "subvp", "ve")}
+    variants = {name: _process(name) for name in ("vp", "subvp", "ve", "rectified_flow")}
     return with_preset(toy.get_config(), variant, variants)

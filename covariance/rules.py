@@ -24,6 +24,7 @@ from adpm.errors import UserError
 from adpm.families import Field, Kind
 from adpm.gaussian import Covariance, Diagonal, Number
 from adpm.kernel import Kernel
+from adpm.parametrisation import require_alpha
 from adpm.process import Array
 from adpm.variance import (
     BOUNDS,
@@ -35,6 +36,7 @@ from adpm.variance import (
     RuleFacts,
     RuleNeeds,
     number,
+    variance_by,
 )
 from covariance.interpolation import log_bounds
 from covariance.relative import relative_factor
@@ -125,8 +127,18 @@ def _modelled(build: Callable[..., PosteriorRule]) -> Callable[..., Rule]:
     return built
 
 
+def _of_noise(rule: PosteriorRule, name: str) -> Callable[[RuleNeeds], PosteriorRule]:
+    """A builder of a rule whose head is about eps."""
+
+    def build(needs: RuleNeeds) -> PosteriorRule:
+        require_alpha(needs.process, f"the rule '{name}'", "use relative, analytic or spectral")
+        return rule
+
+    return build
+
+
 def _relative(needs: RuleNeeds, estimator: str = "residual") -> Relative:
-    return Relative(needs.variance(estimator))
+    return Relative(variance_by(needs, estimator))
 
 
 _FIELDS = {
@@ -136,13 +148,13 @@ _FIELDS = {
 
 RULES: dict[str, Kind] = {
     "sn": Kind(
-        _modelled(lambda needs: SquaredNoise()),
+        _modelled(_of_noise(SquaredNoise(), "sn")),
         "Var[x0|x_t] per pixel by a head that estimates E[eps^2|x_t]: SN (Bao et al. 2022b)",
         RuleFacts(state_dependent=True, trained_with=("sn",)),
         _FIELDS,
     ),
     "npr": Kind(
-        _modelled(lambda needs: NoiseResidual()),
+        _modelled(_of_noise(NoiseResidual(), "npr")),
         "Var[x0|x_t] per pixel by a head that estimates E[(eps - eps_hat)^2|x_t]: NPR (Bao et al. 2022b)",
         RuleFacts(state_dependent=True, trained_with=("npr",)),
         _FIELDS,

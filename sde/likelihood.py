@@ -1,14 +1,14 @@
 """Exact likelihood by the probability-flow ODE, in nats (Song et al. 2021, section 4.3 and eq. 39).
 
-    dx/dt = v(x, t) = f(t) x - g(t)^2/2 score(x, t),    score = -eps / sigma_t,    t from t_min to T = 1
+    dx/dt = v(x, t) = f(t) x - g(t)^2/2 score(x, t) = alpha' x0 + sigma' eps,    t from t_min to T = 1
     -log p(x) = -log N(x_T; 0, prior_std^2 I) - integral of div v along the path
 
 It is exact for the model that draws x_T from the prior and follows the ODE back to t_min: p is the model's density of
 x_{t_min}, evaluated at the data (on VE that is smoothed by sigma_min). The integral is the mean over probes z of the
 integrals of z^T (dv/dx) z (Hutchinson): unbiased for E z z^T = I, its spread over probes the error bar.
 
-Clipping has no part in it: a clipped x0 has no slope, and its eps is no score. `Prediction.eps_network` is used, the
-noise prediction before clipping, whatever the denoiser's `clip` says.
+Clipping has no part in it: a clipped x0 has no slope, and its eps is no score. x0 and eps are those before clipping,
+whatever the denoiser's `clip` says.
 
 Data with levels are dequantised first: dequantise.py.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from adpm.denoiser import Counted, Denoise, require_finite
+from adpm.denoiser import Counted, Denoise, require_finite, unclipped_x0
 from adpm.errors import UserError
 from adpm.families import Kind, built
 from adpm.noise import KeyedNoise
@@ -82,7 +82,7 @@ class ProbabilityFlow:
 
     Args:
         denoise: differentiable in x, no image of a batch acting on another (normalisation layers in eval mode).
-        process: VP, sub-VP or VE.
+        process: an SDE, see sde/process.py.
         probes: [P, B, ...].
         dtype: what the denoiser computes in.
     """
@@ -90,7 +90,6 @@ class ProbabilityFlow:
     def __init__(self, denoise: Denoise, process: SDE, probes: Tensor, dtype: torch.dtype = torch.float64) -> None:
         self._denoise, self.process, self.dtype = Counted(denoise), process, dtype
         self.probes = probes.double()
-        self._squared = self.probes.square().flatten(2).sum(2)
 
     @property
     def nfe(self) -> int:
@@ -98,22 +97,24 @@ class ProbabilityFlow:
         return self._denoise.calls
 
     def __call__(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        f, g, sigma = (float(c(t)) for c in (self.process.drift, self.process.diffusion, self.process.sigma))
-        gain = 0.5 * g**2 / sigma
+        alpha, sigma = float(self.process.alpha(t)), float(self.process.sigma(t))
+        signal, noise = (float(rate) for rate in self.process.rates(t))
         with torch.inference_mode(False), torch.enable_grad():
             # a copy: what was made in inference mode carries no gradient
             leaf = x.detach().to(self.dtype, copy=True).requires_grad_()
-            eps = require_finite(self._denoise(leaf, t), t).eps_network
-            quadratic = self._quadratic_forms(eps, leaf)
-        return f * x + gain * eps.detach().double(), f * self._squared + gain * quadratic
+            prediction = require_finite(self._denoise(leaf, t), t)
+            if not prediction.eps_network.requires_grad:
+                raise UserError(
+                    "the likelihood needs a denoiser that can be differentiated in x; this one cuts gradients."
+                )
+            velocity = signal * unclipped_x0(prediction, leaf, alpha, sigma) + noise * prediction.eps_network
+            return velocity.detach().double(), self._quadratic_forms(velocity, leaf)
 
-    def _quadratic_forms(self, eps: Tensor, leaf: Tensor) -> Tensor:
-        """z^T (d eps/dx) z for each probe and image, [P, B]."""
-        if not eps.requires_grad:
-            raise UserError("the likelihood needs a denoiser that can be differentiated in x; this one cuts gradients.")
+    def _quadratic_forms(self, velocity: Tensor, leaf: Tensor) -> Tensor:
+        """z^T (dv/dx) z for each probe and image, [P, B]."""
         forms = []
         for probe in self.probes:
-            (product,) = torch.autograd.grad(eps, leaf, probe.to(eps.dtype), retain_graph=True)
+            (product,) = torch.autograd.grad(velocity, leaf, probe.to(velocity.dtype), retain_graph=True)
             forms.append((product.double() * probe).flatten(1).sum(1))
         return torch.stack(forms)
 
@@ -137,7 +138,7 @@ def flow_likelihood(
 
     Args:
         denoise: the model, see ProbabilityFlow; it computes in x's dtype, the ODE's state is float64.
-        process: VP, sub-VP or VE.
+        process: an SDE, see sde/process.py.
         x: images [B, ...], dequantised where data have levels.
         probes: [P, B, ...], see keyed_probes.
         t_min: where the data are put.
@@ -167,7 +168,9 @@ def require_sde(process: Process) -> SDE:
         UserError: for a process without drift and diffusion.
     """
     if not isinstance(process, SDE):
-        raise UserError(f"the probability flow needs an SDE (vp, subvp, ve), got {type(process).__name__}.")
+        raise UserError(
+            f"the probability flow needs an SDE (vp, subvp, ve, rectified_flow), got {type(process).__name__}."
+        )
     return process
 
 

@@ -1,4 +1,4 @@
-"""Continuous-time processes: the VP, VE and sub-VP SDEs of Song et al. 2021 in closed form.
+"""Continuous-time processes in closed form: the VP, VE and sub-VP SDEs of Song et al. 2021, and rectified flow's.
 
     dx = f(t) x dt + g(t) dW,   t in [0, 1],   q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I)
     f = d log alpha / dt,       g^2 = d sigma^2/dt - 2 f sigma^2
@@ -9,9 +9,10 @@ with B(t) = beta_min t + (beta_max - beta_min) t^2 / 2, the integral of beta(t):
     VP       exp(-B/2)        1 - exp(-B)                                -beta/2   beta
     sub-VP   exp(-B/2)        (1 - exp(-B))^2                            -beta/2   beta (1 - exp(-2B))
     VE       1                sigma_min^2 (sigma_max/sigma_min)^(2t)     0         2 sigma^2 log(sigma_max/sigma_min)
+    flow     1 - t            t^2                                        -1/alpha  2t/alpha
 
-All three are linear, so kernel, rules, moments and trajectories of adpm/ hold on them unchanged: they see alpha, sigma
-and the log-SNR. t = 0 is the data (alpha = 1, sigma = 0); VE's own sigma(0+) = sigma_min is reached from above.
+All are linear, so kernel, rules, moments and trajectories of adpm/ hold on them unchanged: they see alpha, sigma and
+the log-SNR. t = 0 is the data (alpha = 1, sigma = 0); VE's own sigma(0+) = sigma_min is reached from above.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ from numpy.typing import ArrayLike
 from adpm.errors import UserError
 from adpm.families import Field, Kind, built
 from adpm.process import RATES, Array, Process, require_ends, require_falling, require_rates
-
-END = 1.0
-"""T, the largest time."""
+from sde.grids import END, GRIDS
 
 
 class SDE(Process):
@@ -40,14 +39,14 @@ class SDE(Process):
         grid: how they are spread, a key of GRIDS.
 
     Attributes:
-        NOISE: the parameters that say how much noise there is, the last of them at T.
+        NOISE: the parameters that say how much noise there is, the last of them at T; none where that is no choice.
 
     Raises:
         UserError: if a parameter is out of its range, if the log-SNR does not fall at each reference time, or not from
             nearly data to nearly noise.
     """
 
-    NOISE: ClassVar[tuple[str, ...]]
+    NOISE: ClassVar[tuple[str, ...]] = ()
     continuous = True
 
     def __init__(self, steps: int, t_min: float, grid: str) -> None:
@@ -58,7 +57,7 @@ class SDE(Process):
         with np.errstate(all="ignore"):  # what overflows is refused below
             self.times = np.concatenate([[0.0], built(GRIDS, grid, "`grid`")(self, steps, t_min)])
         noise = [f"`{name}` = {getattr(self, name):g}" for name in self.NOISE]
-        told = f"one of `t_min` = {t_min}, `steps` = {steps}, {', '.join(noise)} is too small or too large"
+        told = f"one of {', '.join([f'`t_min` = {t_min}', f'`steps` = {steps}', *noise])} is too small or too large"
         require_falling(self, lambda n: told)
         require_ends(self, (lambda: f"lower `t_min` = {t_min}", lambda: f"raise {noise[-1]}"))
 
@@ -69,6 +68,11 @@ class SDE(Process):
     @abstractmethod
     def diffusion(self, t: ArrayLike) -> Array:
         """g(t) >= 0."""
+
+    def rates(self, t: ArrayLike) -> tuple[Array, Array]:
+        """d alpha/dt and d sigma/dt, t > 0: the probability flow moves x by alpha' x0_hat + sigma' eps_hat."""
+        f, sigma = self.drift(t), self.sigma(t)
+        return f * self.alpha(t), f * sigma + 0.5 * self.diffusion(t) ** 2 / sigma
 
     def uniform_times(self, u: ArrayLike) -> Array:
         return self.times[1] + (END - self.times[1]) * np.asarray(u, dtype=np.float64)
@@ -224,37 +228,48 @@ class VE(SDE):
         return (-0.5 * np.asarray(log_snr, dtype=np.float64) - np.log(self.sigma_min)) / self._log_ratio
 
 
-def _uniform(process: SDE, steps: int, t_min: float) -> Array:
-    """Even in t."""
-    return np.linspace(t_min, END, steps) if steps > 1 else np.array([END])
+class RectifiedFlow(SDE):
+    """The straight path from data to noise, alpha = 1 - t and sigma = t (Liu et al. 2023, Lipman et al. 2023).
 
+    At t = 1 nothing is left of the data. To keep the log-SNR finite there, alpha(1) is LEAST and not 0, all else is
+    exact for alpha = 1 - (1 - LEAST) t: from 1 - t it differs by less than the last bit of a float32 image. Drift and
+    diffusion grow without limit as t tends to 1, and the velocity of the probability flow does not: it is
+    eps - (1 - LEAST) x0.
 
-def _log_snr(process: SDE, steps: int, t_min: float) -> Array:
-    """Even in log-SNR."""
-    ends = process.log_snr(np.array([t_min, END]))
-    inner = process.time_of(np.linspace(ends[0], ends[1], steps))
-    return np.concatenate([[t_min], inner[1:-1], [END]]) if steps > 1 else np.array([END])
+    Args:
+        steps, t_min, grid: reference times, see SDE; the default ones are those of a thousand equal steps.
+    """
 
+    LEAST = 2.0**-24
+    prior_std = 1.0
+    pure_noise = True
 
-def _quadratic(process: SDE, steps: int, t_min: float) -> Array:
-    """Even in the square root of t."""
-    return _uniform(process, steps, t_min**0.5) ** 2
+    def __init__(self, steps: int = 1000, t_min: float = 1e-3, grid: str = "uniform") -> None:
+        super().__init__(steps, t_min, grid)
 
+    def alpha(self, t: ArrayLike) -> Array:
+        return 1.0 - (1.0 - self.LEAST) * checked(t)
 
-def _edm(process: SDE, steps: int, t_min: float) -> Array:
-    """Even in (sigma/alpha)^(1/7), Karras et al. 2022."""
-    ends = np.exp(-0.5 * process.log_snr(np.array([t_min, END]))) ** (1.0 / 7.0)
-    ratio = np.linspace(ends[0], ends[1], steps) ** 7.0
-    inner = process.time_of(-2.0 * np.log(ratio))
-    return np.concatenate([[t_min], inner[1:-1], [END]]) if steps > 1 else np.array([END])
+    def sigma(self, t: ArrayLike) -> Array:
+        return checked(t).copy()
 
+    def log_snr(self, t: ArrayLike) -> Array:
+        with np.errstate(divide="ignore"):
+            return 2.0 * (np.log(self.alpha(t)) - np.log(self.sigma(t)))
 
-GRIDS: dict[str, Kind] = {
-    "uniform": Kind(lambda: _uniform, "even in t"),
-    "log_snr": Kind(lambda: _log_snr, "even in log-SNR"),
-    "quadratic": Kind(lambda: _quadratic, "even in the square root of t"),
-    "edm": Kind(lambda: _edm, "even in (sigma/alpha)^(1/7) (Karras et al. 2022)"),
-}
+    def drift(self, t: ArrayLike) -> Array:
+        return -(1.0 - self.LEAST) / self.alpha(t)
+
+    def diffusion(self, t: ArrayLike) -> Array:
+        return np.sqrt(2.0 * self.sigma(t) / self.alpha(t))
+
+    def rates(self, t: ArrayLike) -> tuple[Array, Array]:
+        one = np.ones_like(checked(t))
+        return -(1.0 - self.LEAST) * one, one
+
+    def time_of(self, log_snr: ArrayLike) -> Array:
+        ratio = np.exp(-0.5 * np.asarray(log_snr, dtype=np.float64))
+        return ratio / (1.0 + (1.0 - self.LEAST) * ratio)
 
 
 def _reference(t_min: float) -> dict[str, Field]:
@@ -277,5 +292,8 @@ PROCESSES: dict[str, Kind] = {
             "sigma_min": Field(0.01, "sigma(0+)", above=0),
             "sigma_max": Field(50.0, "sigma(1), about the largest distance between two images", above=0),
         },
+    ),
+    "rectified_flow": Kind(
+        RectifiedFlow, "rectified flow: alpha = 1 - t, sigma = t (Liu et al. 2023)", fields=_reference(1e-3)
     ),
 }

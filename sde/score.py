@@ -10,6 +10,10 @@ time. The conventions of Song et al. 2021 (score_sde):
     VP, sub-VP   output is noise-like, score = -output / sigma_t      label 999 t
     VE           output is the score itself (the network has divided by sigma_t)   label sigma_t
 
+and of networks trained by flow matching, with time running from the data to noise:
+
+    rectified flow   output is the velocity eps - x0                      label t, or 1000 t as in diffusers
+
 Networks on discrete steps take `adpm.denoiser.index_label`: score_sde's VP with n = 1..N is shift 1, its VE on times
 k/(N-1) is shift 1, scale -(N-1). The data range ([-1, 1], for the published VE networks [0, 1]) is what `clip` says.
 """
@@ -74,6 +78,8 @@ def score_denoiser(
 
 
 LABELS: dict[str, Kind] = {
+    "time": Kind(lambda process: lambda t: t, "t itself"),
+    "time_1000": Kind(lambda process: lambda t: 1000.0 * t, "1000 t, diffusers' flow-matching networks"),
     "time_999": Kind(lambda process: lambda t: 999.0 * t, "999 t, score_sde's VP networks"),
     "sigma": Kind(lambda process: process.sigma, "sigma_t, score_sde's VE networks"),
 }
@@ -82,4 +88,5 @@ CONVENTIONS: dict[str, Convention] = {
     "vp": Convention("eps", "time_999"),
     "subvp": Convention("eps", "time_999"),
     "ve": Convention("score", "sigma"),
+    "rectified_flow": Convention("flow", "time_1000"),
 }

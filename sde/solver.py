@@ -5,7 +5,12 @@ For a linear SDE dx = f(t) x dt + g(t) dW and eta in [0, 1], every member of the
     dx = [ f x - (1 + eta^2)/2 g^2 score ] dt + eta g dW,    t from 1 down to 0,    score = -eps / sigma_t
 
 has the marginals q(x_t) (Song et al. 2021, eq. 6 and 13): eta = 1 is the reverse SDE, eta = 0 the probability flow.
-It is the same eta as the reverse kernel's, which agrees with one Euler step to second order in its length.
+It is the same eta as the reverse kernel's, which agrees with one Euler step to second order in its length. With the
+pair x = alpha x0_hat + sigma eps_hat of the prediction the drift is
+
+    alpha' x0_hat + sigma' eps_hat + eta^2/2 g^2/sigma eps_hat
+
+whose first two terms stay finite where alpha is 0 and f and g are not (rectified flow at t = 1).
 
 Ancestral sampling and reverse diffusion are no solvers of their own but the reverse kernel with a variance rule:
 PRESETS says which. Any solver becomes a predictor-corrector by being wrapped, see corrector.py.
@@ -42,12 +47,12 @@ class ReverseSDE(ABC):
     """A solver in continuous time; subclasses say how they go from t to s > 0.
 
     Args:
-        process: VP, sub-VP or VE.
+        process: an SDE, see sde/process.py.
         eta: 1 = reverse SDE, 0 = probability flow.
         noise_removal: whether the step to s = 0 returns x0_hat (else the Euler step).
 
     Raises:
-        UserError: if eta lies outside [0, 1] or the process has no drift and diffusion.
+        UserError: if eta lies outside [0, 1], if the process has no drift and diffusion, or with noise an infinite one.
     """
 
     strong_order: ClassVar[float]
@@ -58,15 +63,24 @@ class ReverseSDE(ABC):
             raise UserError(f"`eta` = {eta} must lie in [0, 1]: 1 is the reverse SDE, 0 the probability flow.")
         if not isinstance(process, SDE):
             raise UserError(
-                f"{type(self).__name__} needs an SDE (vp, subvp, ve), got {type(process).__name__}: a discrete "
-                "schedule has no drift; use the solver 'reverse_gaussian'."
+                f"{type(self).__name__} needs an SDE (vp, subvp, ve, rectified_flow), got {type(process).__name__}: a "
+                "discrete schedule has no drift; use the solver 'reverse_gaussian'."
+            )
+        if eta > 0.0 and process.pure_noise:
+            raise UserError(
+                f"`eta` = {eta:g} adds noise of a diffusion that is infinite at t = 1, where {type(process).__name__} "
+                "is pure noise; use `eta` = 0, or the solver 'reverse_gaussian', whose steps hold from there."
             )
         self.process, self.eta, self.noise_removal = process, eta, noise_removal
 
     def drift(self, prediction: Prediction, x: Tensor, t: float) -> Tensor:
-        """f x - (1 + eta^2)/2 g^2 score."""
-        f, g, sigma = (float(c(t)) for c in (self.process.drift, self.process.diffusion, self.process.sigma))
-        return f * x - 0.5 * (1.0 + self.eta**2) * g**2 * score_of(prediction, sigma)
+        """f x - (1 + eta^2)/2 g^2 score, as alpha' x0_hat + sigma' eps_hat - eta^2/2 g^2 score."""
+        signal, noise = (float(rate) for rate in self.process.rates(t))
+        velocity = signal * prediction.x0 + noise * prediction.eps
+        if self.eta == 0.0:
+            return velocity
+        half = 0.5 * (self.eta * float(self.process.diffusion(t))) ** 2
+        return velocity - half * score_of(prediction, float(self.process.sigma(t)))
 
     def step(self, denoise: Denoise, x: Tensor, t: float, s: float, noise: Noise, carry: Any = None) -> Step:
         """One step from t to s.
@@ -138,7 +152,7 @@ class ProbabilityFlowAdaptive(ReverseSDE):
     and the error is proportional to it: the order is 1, in the tolerance.
 
     Args:
-        process: VP, sub-VP or VE.
+        process: an SDE, see sde/process.py.
         rtol, atol: tolerances of one step in the root mean square over the batch.
         max_nfe: evaluations allowed for a path; `carry` counts them from step to step.
         noise_removal: see ReverseSDE.
@@ -244,8 +258,10 @@ SOLVERS: dict[str, Kind] = {
 
 # preset -> process -> kernel. Published VP ancestral sampling adds beta, VE's the variance of x_s given x_t and x_0.
 # Published VE reverse diffusion is `large` exactly, VP's to O(beta^2) in the mean, sub-VP's is Euler-Maruyama.
+# Rectified flow has no published names for steps with noise; `ddim` is Euler's step of its velocity, exactly.
+_LARGE, _SMALL, _DDIM = Preset("large", 1.0), Preset("small", 1.0), Preset("small", 0.0)
 PRESETS: dict[str, dict[str, Preset]] = {
-    "reverse_diffusion": {"vp": Preset("large", 1.0), "subvp": Preset("large", 1.0), "ve": Preset("large", 1.0)},
-    "ancestral": {"vp": Preset("large", 1.0), "subvp": Preset("small", 1.0), "ve": Preset("small", 1.0)},
-    "ddim": {"vp": Preset("small", 0.0), "subvp": Preset("small", 0.0), "ve": Preset("small", 0.0)},
+    "reverse_diffusion": {"vp": _LARGE, "subvp": _LARGE, "ve": _LARGE, "rectified_flow": _LARGE},
+    "ancestral": {"vp": _LARGE, "subvp": _SMALL, "ve": _SMALL, "rectified_flow": _SMALL},
+    "ddim": {"vp": _DDIM, "subvp": _DDIM, "ve": _DDIM, "rectified_flow": _DDIM},
 }

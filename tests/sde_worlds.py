@@ -1,4 +1,4 @@
-"""What the tests in continuous time share: the three processes, exact denoisers, and steps as linear maps.
+"""What the tests in continuous time share: the processes, exact denoisers, and steps as linear maps.
 
 Gaussian data N(MEAN, VARIANCE I) make every solver with a state-independent step size linear: one call of `step` on
 unit inputs gives its mean map and its response to each draw of noise; means and variances follow without Monte Carlo.
@@ -21,7 +21,11 @@ from sde.process import PROCESSES, SDE
 from sde.solver import PRESETS
 
 NAMES = sorted(PROCESSES)
+PUBLISHED = ["subvp", "ve", "vp"]
+"""Those of score_sde, whose values are stored."""
 WORLDS: dict[str, SDE] = {name: PROCESSES[name].build() for name in NAMES}
+NOISY = [name for name in NAMES if not WORLDS[name].pure_noise]
+"""Those whose reverse SDE can be walked from T: its diffusion is finite there."""
 FIRST = float(np.nextafter(0.0, 1.0))
 """The time just above 0, where VE has sigma_min (at 0 itself it is 0: the data)."""
 

@@ -72,10 +72,15 @@ def ends_at(solver: Multistep, denoise: Denoise, x: Tensor, noise: Callable[[int
     return last.x
 
 
+def begin(process: Process) -> float:
+    """1, or 0.99 where most of the log-SNR's way is between pure noise and there."""
+    return 0.99 if process.pure_noise else 1.0
+
+
 def even_in_log_snr(process: SDE, steps: int, end: float) -> Array:
-    bounds = process.log_snr(np.array([end, 1.0]))
+    bounds = process.log_snr(np.array([end, begin(process)]))
     times = process.time_of(np.linspace(bounds[0], bounds[1], steps + 1))
-    times[[0, -1]] = end, 1.0
+    times[[0, -1]] = end, begin(process)
     return times
 
 
@@ -199,20 +204,25 @@ def weak_error(member: str, process: SDE, steps: int, options: Options) -> tuple
     return abs(mean - truth.mean) + abs(variance - truth.variance), solver.weak_order
 
 
-@pytest.mark.parametrize("name", NAMES)
+NOISY: list[tuple[str, Options]] = [
+    ("dpmpp_sde", {"order": 1}),
+    ("dpmpp_sde", {"order": 2}),
+    ("dpmpp_sde", {"order": 2, "variant": "taylor"}),
+    ("dpmpp_sde", {"order": 3, "third": "released"}),
+    ("sa", {"order": 1}),
+    ("sa", {"order": 1, "corrects": False}),
+    ("sa", {"order": 2, "corrects": False}),
+]
+WEAK = [
+    (name, member, options)
+    for name in NAMES
+    for member, options in NOISY
+    if not (options.get("third") and WORLDS[name].pure_noise)  # where the error's terms nearly cancel
+]
+
+
 @pytest.mark.parametrize("eta", [1.0, 0.5])
-@pytest.mark.parametrize(
-    ("member", "options"),
-    [
-        ("dpmpp_sde", {"order": 1}),
-        ("dpmpp_sde", {"order": 2}),
-        ("dpmpp_sde", {"order": 2, "variant": "taylor"}),
-        ("dpmpp_sde", {"order": 3, "third": "released"}),
-        ("sa", {"order": 1}),
-        ("sa", {"order": 1, "corrects": False}),
-        ("sa", {"order": 2, "corrects": False}),
-    ],
-)
+@pytest.mark.parametrize(("name", "member", "options"), WEAK)
 def test_weak_order(name: str, eta: float, member: str, options: Options) -> None:
     (long, order), (short, _) = (weak_error(member, WORLDS[name], k, {**options, "eta": eta}) for k in (160, 320))
     assert np.log2(long / short) == pytest.approx(order, abs=0.15)
@@ -223,12 +233,15 @@ def test_weak_order(name: str, eta: float, member: str, options: Options) -> Non
     ("member", "options"), [("dpmpp_sde", {"order": 3}), *[("sa", {"order": order}) for order in (2, 3, 4)]]
 )
 def test_more_predictions_come_closer(name: str, member: str, options: Options) -> None:
-    """The order stays 2, but terms nearly cancel, so that slopes go their own way: errors below half of 2M SDE's."""
+    """The order stays 2, but terms nearly cancel, so that slopes go their own way: errors below half of 2M SDE's.
+
+    On rectified flow below 0.7 of them.
+    """
     (error, order), (other, _) = (
         weak_error(which, WORLDS[name], 160, {**chosen, "eta": 1.0})
         for which, chosen in ((member, options), ("dpmpp_sde", {"order": 2, "variant": "taylor"}))
     )
-    assert order == 2.0 and error < 0.5 * other
+    assert order == 2.0 and error < (0.7 if WORLDS[name].pure_noise else 0.5) * other
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -288,7 +301,9 @@ def test_the_step_to_the_data_returns_x0(process: Process, name: str, options: O
     """One of the K steps, with a call of its own, and without noise; what came before lies near the truth."""
     times = process.times[[0, *trajectory("log_snr", Request(process, 20))[1:]]]
     counted, x = Counted(bimodal(process)), points(WORLDS["vp"]) * process.prior_std
-    steps = list(walk(counted, every(name, process, times, options), times, x, lambda k: torch.randn(7, 1, 1, 1)))
+    generator = torch.Generator().manual_seed(0)
+    noise = lambda k: torch.randn(7, 1, 1, 1, generator=generator)  # noqa: E731
+    steps = list(walk(counted, every(name, process, times, options), times, x, noise))
     assert counted.calls == len(steps) == 20
     assert torch.equal(steps[-1].x, steps[-1].prediction.x0) and steps[-1].covariance.values == 0.0
     assert float((steps[-1].x.abs() - 0.65).abs().max()) < 0.7  # components at -0.6 and 0.7, deviations about 0.2
@@ -517,22 +532,29 @@ FLOWS: list[tuple[str, Options]] = [
 
 @cache
 def flow(name: str) -> Array:
-    """The probability flow of the mixture from `points` at t = 1 to END, by scipy: d(x/sigma)/dlambda = e^lambda x0."""
+    """The probability flow of the mixture from `points` at `begin` to END, d(x/sigma)/dlambda = e^lambda x0."""
     process, start = WORLDS[name], points(WORLDS[name])
 
     def velocity(half_log_snr: float, state: Array) -> Array:
-        t = float(np.clip(process.time_of(2.0 * half_log_snr), END, 1.0))
+        t = float(np.clip(process.time_of(2.0 * half_log_snr), END, begin(process)))
         x = torch.as_tensor(state * float(process.sigma(t))).reshape(start.shape)
         return math.exp(half_log_snr) * bimodal(process)(x, t).x0.flatten().numpy()
 
-    span = 0.5 * process.log_snr(np.array([1.0, END]))
-    first = start.flatten().numpy() / float(process.sigma(1.0))
+    span = 0.5 * process.log_snr(np.array([begin(process), END]))
+    first = start.flatten().numpy() / float(process.sigma(begin(process)))
     last = solve_ivp(velocity, span, first, method="DOP853", rtol=1e-12, atol=1e-14).y[:, -1]
     return last * float(process.sigma(END))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("member", "options"), FLOWS)
+ODES = [
+    (name, member, options)
+    for name in NAMES
+    for member, options in FLOWS
+    if not ("interpolates" in options and WORLDS[name].pure_noise)  # a corrector of eps, which is refused there
+]
+
+
+@pytest.mark.parametrize(("name", "member", "options"), ODES)
 def test_order_on_a_mixture(name: str, member: str, options: Options) -> None:
     process = WORLDS[name]
 
@@ -546,12 +568,11 @@ def test_order_on_a_mixture(name: str, member: str, options: Options) -> None:
     assert np.log2(long / short) == pytest.approx(order, abs=0.15)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("member", "options"), [f for f in FLOWS if f[1]["order"] < 3])
+@pytest.mark.parametrize(("name", "member", "options"), [ode for ode in ODES if ode[2]["order"] < 3])
 def test_order_on_a_gaussian(name: str, member: str, options: Options) -> None:
     """Where the flow is known: (x_t - mean_t)/deviation_t stays as it is."""
     process = WORLDS[name]
-    start, end = marginal(process, 1.0), marginal(process, END)
+    start, end = marginal(process, begin(process)), marginal(process, END)
     truth = end.mean + (points(process) - start.mean) * math.sqrt(end.variance / start.variance)
 
     def error(steps: int) -> tuple[float, float]:
@@ -568,9 +589,9 @@ def test_order_on_a_gaussian(name: str, member: str, options: Options) -> None:
 def test_ipndm_is_adams_in_sigma_over_alpha(name: str, order: int) -> None:
     """On a path even in it, where both have the same weights."""
     process = WORLDS[name]
-    ratio = np.exp(-0.5 * process.log_snr(np.array([END, 1.0])))
+    ratio = np.exp(-0.5 * process.log_snr(np.array([END, begin(process)])))
     times = process.time_of(-2.0 * np.log(np.linspace(ratio[0], ratio[1], 13)))
-    times[-1] = 1.0
+    times[-1] = begin(process)
     a = ends_at(ipndm(process, times, order), bimodal(process), points(process))
     rho = {"order": order, "variable": "rho", "final_order": "off"}
     b = ends_at(made("deis", process, times, rho), bimodal(process), points(process))

@@ -30,7 +30,7 @@ from sde.likelihood import (
 )
 from sde.process import SDE
 from tests.goldens import RTOL, golden, rel
-from tests.sde_worlds import NAMES, WORLDS, gaussian_denoiser
+from tests.sde_worlds import NAMES, PUBLISHED, WORLDS, gaussian_denoiser
 
 EXT = golden("sde_vp_ext")
 SSDE = golden("score_sde")
@@ -152,7 +152,7 @@ def test_extended_closed_forms(run: str) -> None:
     assert rel(found.divergence, np.full(len(x), EXT[f"{run}__exact_delta"])) < RTOL
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_score_sde(name: str) -> None:
     """Bits/dim, latents and NFE of the published function, which rounds to float32; the closed forms; the offset 7."""
     x, sde = torch.as_tensor(SSDE["lik_x"]), WORLDS[name]

@@ -237,7 +237,10 @@ def test_a_corrector_adds_its_calls(tmp_path, capsys):
             "config.process.beta_min = 0.1 and config.process.beta_max = 0.05 must satisfy 0 < min <= max",
         ),
         (["--config.sampling.corrector=langewin"], "did you mean 'langevin'"),
-        (["--config.process.name=linear", "--config.sampling.solver=euler_maruyama"], "needs an SDE (vp, subvp, ve)"),
+        (
+            ["--config.process.name=linear", "--config.sampling.solver=euler_maruyama"],
+            "needs an SDE (vp, subvp, ve, rectified_flow)",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, capsys, overrides, told):

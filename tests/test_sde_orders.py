@@ -25,6 +25,7 @@ from sde.solver import (
 )
 from tests.sde_worlds import (
     NAMES,
+    NOISY,
     VARIANCE,
     WORLDS,
     bimodal,
@@ -65,12 +66,17 @@ def slope(error: Callable[[int], float]) -> float:
 FIXED = [name for name, kind in SOLVERS.items() if kind.build is not ProbabilityFlowAdaptive]
 
 
-@pytest.mark.parametrize("member", FIXED)
+BOTH = [(name, member) for name in NAMES for member in FIXED if name in NOISY or member != "euler_maruyama"]
+"""(process, solver): those that go together."""
+
+
+@pytest.mark.parametrize(("name", "member"), BOTH)
 def test_weak_order(sde: SDE, member: str) -> None:
     solver = SOLVERS[member].build(sde)
     assert slope(lambda steps: weak_error(solver, sde, steps)) == pytest.approx(solver.weak_order, abs=0.2)
 
 
+@pytest.mark.parametrize("name", NOISY)
 def test_weak_order_between_flow_and_sde(sde: SDE) -> None:
     solver = EulerMaruyama(sde, eta=0.5)
     assert slope(lambda steps: weak_error(solver, sde, steps)) == pytest.approx(solver.weak_order, abs=0.2)
@@ -117,6 +123,7 @@ def strong_error(solver: ReverseSDE, sde: SDE, steps: int) -> float:
     return float(np.sqrt(difference + (mean - marginal(sde, END).mean) ** 2))
 
 
+@pytest.mark.parametrize("name", NOISY)
 @pytest.mark.parametrize("eta", [1.0, 0.5])
 def test_strong_order_of_euler_maruyama(sde: SDE, eta: float) -> None:
     solver = EulerMaruyama(sde, eta)
@@ -164,6 +171,7 @@ def test_order_of_the_adaptive_flow(sde: SDE) -> None:
     assert fitted == pytest.approx(ProbabilityFlowAdaptive.strong_order, abs=0.2)
 
 
+@pytest.mark.parametrize("name", NOISY)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_kernel_and_euler_agree_to_second_order(sde: SDE, eta: float) -> None:
     """One step of the kernel and of Euler-Maruyama with the same eta: differences fall with h^2."""
@@ -174,6 +182,18 @@ def test_kernel_and_euler_agree_to_second_order(sde: SDE, eta: float) -> None:
         return np.abs([a - c, n[0] ** 2 - m[0] ** 2])[: 1 + (eta > 0)]
 
     np.testing.assert_allclose(np.log2(difference(2e-4) / difference(1e-4)), 2.0, atol=0.05)
+
+
+@pytest.mark.parametrize(("t", "s"), [(1.0, 0.5), (1.0, 0.001), (0.6, 0.2)])
+def test_euler_on_the_straight_path_is_the_kernel(t: float, s: float) -> None:
+    """Rectified flow without noise: one step of DDIM, of Euler, and x + (s - t) u are the same, from t = 1, too."""
+    sde = WORLDS["rectified_flow"]
+    denoise, x = bimodal(sde), points(sde)
+    u = denoise(x, t).eps - denoise(x, t).x0
+    for solver in (ReverseGaussian(sde, Small(), 0.0), ProbabilityFlowEuler(sde)):
+        torch.testing.assert_close(
+            solver.step(denoise, x, t, s, lambda draw=0: torch.zeros_like(x)).x, x + (s - t) * u, rtol=0, atol=2e-7
+        )
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,15 @@ from adpm.errors import UserError
 from adpm.gaussian import Diagonal
 from adpm.kernel import reverse_kernel
 from adpm.process import DiscreteProcess, linear_betas, vp_integral_betas
-from sde.process import GRIDS, PROCESSES, SDE, VE, VP, SubVP
+from sde.grids import GRIDS
+from sde.process import PROCESSES, SDE, VE, VP, RectifiedFlow, SubVP
 from sde.score import LABELS
 from tests.goldens import RTOL, golden, rel
-from tests.sde_worlds import FIRST, NAMES, WORLDS
+from tests.sde_worlds import FIRST, NAMES, PUBLISHED, WORLDS
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what diffusers imports is not ours
+    import diffusers
 
 TIMES = np.concatenate([[1e-5, 1e-4, 1e-3], np.linspace(0.01, 1.0, 34)])
 
@@ -37,8 +44,9 @@ def column(values) -> np.ndarray:
 # --- published values: score_sde.npz (SSDE), sde_vp_ext.npz (EXT) ---
 
 
-def test_published_marginals_and_coefficients(name: str, sde: SDE) -> None:
-    stored = golden("score_sde")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_marginals_and_coefficients(name: str) -> None:
+    stored, sde = golden("score_sde"), WORLDS[name]
     parameters = {"vp": ("beta_min", "beta_max"), "subvp": ("beta_min", "beta_max"), "ve": ("sigma_min", "sigma_max")}
     assert [getattr(sde, key) for key in parameters[name]] == stored[f"{name}__params"][:2].tolist()
     t, x = stored["t"], stored["x"]
@@ -117,14 +125,19 @@ def test_published_time_labels() -> None:
 
 
 def test_coefficients_are_the_derivatives_of_the_marginals(sde: SDE) -> None:
-    """f = d log alpha/dt and g^2 = d sigma^2/dt - 2 f sigma^2, by an 8th-order difference quotient (h = 1e-3)."""
-    t = np.linspace(0.01, 0.99, 50)
+    """f = d log alpha/dt and g^2 = d sigma^2/dt - 2 f sigma^2, by an 8th-order difference quotient (h = 1e-3).
+
+    Where alpha tends to 0 at t = 1 the quotient needs a distance from there.
+    """
+    t = np.linspace(0.01, 0.9 if sde.pure_noise else 0.99, 50)
     weights = np.array([1 / 280, -4 / 105, 1 / 5, -4 / 5, 0, 4 / 5, -1 / 5, 4 / 105, -1 / 280]) / 1e-3
     around = t[:, None] + 1e-3 * np.arange(-4, 5)
     f = np.log(sde.alpha(around)) @ weights
     g2 = sde.sigma(around) ** 2 @ weights - 2 * sde.drift(t) * sde.sigma(t) ** 2
     np.testing.assert_allclose(f, sde.drift(t), rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(g2, sde.diffusion(t) ** 2, rtol=1e-9)
+    for rate, values in zip(sde.rates(t), (sde.alpha(around), sde.sigma(around)), strict=True):
+        np.testing.assert_allclose(values @ weights, rate, rtol=1e-6, atol=1e-11)
 
 
 def test_log_snr_and_its_inverse(sde: SDE) -> None:
@@ -164,8 +177,8 @@ def test_transitions_compose(sde: SDE) -> None:
 
 
 def test_prior_is_the_end_of_the_process(name: str, sde: SDE) -> None:
-    """VP's and sub-VP's sigma(1) is 1 to 4e-5; VE keeps the data on top of its prior."""
-    assert sde.prior_std == {"vp": 1.0, "subvp": 1.0, "ve": 50.0}[name]
+    """VP's and sub-VP's sigma(1) is 1 to 4e-5, rectified flow's is 1; VE keeps the data on top of its prior."""
+    assert sde.prior_std == {"vp": 1.0, "subvp": 1.0, "ve": 50.0, "rectified_flow": 1.0}[name]
     assert float(sde.sigma(1.0)) == pytest.approx(sde.prior_std, rel=1e-4)
 
 
@@ -219,6 +232,31 @@ def test_a_constant_rate_has_an_inverse_as_precise_as_any() -> None:
         for build in (VP, SubVP):
             sde = build(beta_min=low, beta_max=high)
             np.testing.assert_allclose(sde.time_of(sde.log_snr(t)), t, rtol=1e-12)
+
+
+# --- rectified flow ---
+
+
+def test_rectified_flow_is_the_straight_path_to_one_rounding_of_float32() -> None:
+    """alpha = 1 - t and sigma = t; at t = 1 nothing of the data is left, and every number is finite."""
+    flow, t = WORLDS["rectified_flow"], np.linspace(0.0, 1.0, 1001)
+    np.testing.assert_array_equal(flow.sigma(t), t)
+    np.testing.assert_allclose(flow.alpha(t), 1.0 - t, rtol=0, atol=2.0**-24)
+    assert flow.pure_noise and float(flow.alpha(1.0)) == RectifiedFlow.LEAST
+    x0, eps = np.float32(0.9), np.float32(-0.7)
+    assert np.float32(flow.alpha(1.0) * x0 + flow.sigma(1.0) * eps) in np.nextafter(eps, np.float32([-1, 0]))
+    np.testing.assert_allclose(flow.log_snr(t[1:-1]), 2.0 * np.log((1.0 - t[1:-1]) / t[1:-1]), atol=2e-4)
+    for f in (flow.log_snr, flow.drift, flow.diffusion, *(lambda t, i=i: flow.rates(t)[i] for i in (0, 1))):
+        assert np.isfinite(f(t[1:])).all()
+
+
+def test_the_times_of_rectified_flow_are_those_of_flow_matching_schedulers() -> None:
+    """diffusers: sigma = n/1000, n = 1..1000, and the network is told 1000 sigma."""
+    peer = diffusers.FlowMatchEulerDiscreteScheduler()
+    flow = RectifiedFlow()
+    assert rel(flow.times[:0:-1], peer.sigmas) < 1e-6
+    assert rel(LABELS["time_1000"].build(flow)(flow.times[:0:-1]), peer.timesteps) < 1e-6
+    assert LABELS["time"].build(flow)(np.array([0.25, 1.0])).tolist() == [0.25, 1.0]
 
 
 # --- the discrete schedule in the limit ---
@@ -307,6 +345,14 @@ def test_steps_outside_are_refused(sde: SDE, t: float, s: float) -> None:
         (
             lambda: VP(beta_max=0.2, steps=5),
             r"alpha_N = 0\.9277, sigma_N = 0\.3732 at .*; raise `beta_max` = 0\.2",
+        ),
+        (
+            lambda: RectifiedFlow(t_min=1e-20),
+            r"log-SNR is 92\.1034 at t = 1e-20.*`t_min` = 1e-20, `steps` = 1000 is",
+        ),
+        (
+            lambda: RectifiedFlow(t_min=0.6),
+            r"alpha_1 = 0\.4, sigma_1 = 0\.6 at .*; lower `t_min` = 0\.6",
         ),
         (lambda: VE(sigma_max=0.5), r"alpha_N = 1, sigma_N = 0\.5 at its last; raise `sigma_max` = 0\.5"),
         (lambda: reverse_kernel(VP(), 0.5, 0.1, 1.1), r"`eta` = 1\.1 must lie in \[0, 1\]"),

@@ -31,7 +31,7 @@ from sde.process import PROCESSES, SDE, VP
 from sde.score import CONVENTIONS, LABELS, Convention, score_denoiser, score_of
 from sde.solver import PRESETS, EulerMaruyama, ProbabilityFlowEuler
 from tests.goldens import RTOL, MixtureNetwork, golden, rel
-from tests.sde_worlds import FIRST, NAMES, WORLDS, preset_kernel
+from tests.sde_worlds import FIRST, PUBLISHED, WORLDS, preset_kernel
 
 ODE_LIKELIHOOD = "tests/test_sde_likelihood.py"
 # file -> pattern of keys -> how many there are, and where they are checked
@@ -137,7 +137,7 @@ def euler(sde: SDE, x: Tensor, t: float, z: Tensor, length: float, eta: float = 
     return mean, mean + (step.x - step.mean) * scale**0.5
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_scores(name: str) -> None:
     """The stored score; the ideal denoiser's, too, where its x - alpha x0_hat keeps enough digits."""
     stored, sde = golden("score_sde"), WORLDS[name]
@@ -149,7 +149,7 @@ def test_scores(name: str) -> None:
 
 
 @pytest.mark.parametrize("eta", [1, 0])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_reverse_sde(name: str, eta: int) -> None:
     """probability_flow = False is eta = 1, True is eta = 0."""
     stored, sde = golden("score_sde"), WORLDS[name]
@@ -161,7 +161,7 @@ def test_reverse_sde(name: str, eta: int) -> None:
         assert rel((step.covariance.values / (t / 2)) ** 0.5, diffusion[row.start]) < RTOL
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_euler_maruyama(name: str) -> None:
     stored = golden("score_sde")
     for row, t, x, z in rows():
@@ -263,7 +263,7 @@ def test_correctors(name: str, published: str, member: str) -> None:
     assert rel(state, stored[f"{name}__{published}__x"]) < RTOL
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_networks(name: str) -> None:
     """The label a network trained in continuous time receives, and the score made of its output cos(x).
 
@@ -404,7 +404,7 @@ def test_euler_maruyama_chains_of_ext(kind: str, eta: float) -> None:
     assert rel(taken[-1].x, stored[f"{kind}__final"]) < RTOL
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_what_the_published_code_refuses_works(name: str) -> None:
     """9 combinations raise there. Here the flow by Euler, every corrector and every preset run on all three."""
     assert len(golden("score_sde")["failures"]) == 9
@@ -425,7 +425,7 @@ def test_presets_and_conventions_cover_every_process() -> None:
 
 
 @pytest.mark.parametrize("clip", [(-1.0, 1.0), (0.0, 1.0)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_clipped_scores(name: str, clip: tuple[float, float]) -> None:
     """The data range is a matter of clipping: x0 is limited to it, and the score is the one that goes with that x0."""
     sde, x, t = WORLDS[name], torch.linspace(-3, 3, 8, dtype=torch.float64).reshape(2, 1, 2, 2), 0.5

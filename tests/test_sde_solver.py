@@ -17,10 +17,10 @@ from adpm.sampler import keyed, sample, walk
 from adpm.solver import Solver
 from adpm.variance import Large
 from sde.corrector import CORRECTORS
-from sde.process import SDE, VE, VP
+from sde.process import SDE, VE, VP, RectifiedFlow
 from sde.score import Convention, score_denoiser
 from sde.solver import SOLVERS, EulerMaruyama, ProbabilityFlowAdaptive, ProbabilityFlowHeun
-from tests.sde_worlds import NAMES, WORLDS, bimodal, centred, gaussian_denoiser, marginal, points, silent
+from tests.sde_worlds import NAMES, NOISY, WORLDS, bimodal, centred, gaussian_denoiser, marginal, points, silent
 
 
 @pytest.fixture(params=NAMES)
@@ -59,7 +59,11 @@ def test_samples_do_not_depend_on_their_batch(member: str, corrector: str | None
     assert torch.allclose(whole, parts, rtol=1e-10) == (corrector != "langevin_batch")
 
 
-@pytest.mark.parametrize("member", SOLVERS)
+BOTH = [(name, member) for name in NAMES for member in SOLVERS if name in NOISY or member != "euler_maruyama"]
+"""(process, solver): those that go together."""
+
+
+@pytest.mark.parametrize(("name", "member"), BOTH)
 def test_last_step_removes_the_noise(sde: SDE, member: str) -> None:
     """x0_hat without asking for noise; or the Euler step."""
     denoise, x = gaussian_denoiser(sde), torch.full((1, 1, 1, 1), 0.4, dtype=torch.float64)
@@ -154,7 +158,7 @@ def test_a_flow_that_breaks_down_is_told(sde: SDE) -> None:
 # --- bad input ---
 
 
-@pytest.mark.parametrize("member", SOLVERS)
+@pytest.mark.parametrize(("name", "member"), BOTH)
 @pytest.mark.parametrize(
     ("t", "s", "told"), [(0.5, 0.5, "earlier s < t"), (1.1, 0.5, "lies outside"), (0.5, -0.1, "-0.1 lies")]
 )
@@ -169,8 +173,16 @@ def test_bad_steps_are_refused(sde: SDE, member: str, t: float, s: float, told: 
         (lambda: EulerMaruyama(VP(), eta=1.2), r"`eta` = 1\.2 must lie in \[0, 1\]: 1 is the reverse SDE"),
         (lambda: EulerMaruyama(VP(), eta=float("nan")), r"`eta` = nan must lie"),
         (
+            lambda: EulerMaruyama(RectifiedFlow(), eta=0.3),
+            r"`eta` = 0\.3 adds noise of a diffusion that is infinite at t = 1, .*; use `eta` = 0, or .*_gaussian",
+        ),
+        (
+            lambda: score_denoiser(torch.cos, RectifiedFlow(), Convention("eps", "time")),
+            r"x0 of `predicts` = 'eps' divides by alpha, which is 0 at t = 1, .* that predicts one of x0, v, flow",
+        ),
+        (
             lambda: ProbabilityFlowHeun(DISCRETE["linear"].build(100)),
-            r"ProbabilityFlowHeun needs an SDE \(vp, subvp, ve\)",
+            r"ProbabilityFlowHeun needs an SDE \(vp, subvp, ve, rectified_flow\)",
         ),
         (
             lambda: ProbabilityFlowAdaptive(VE(), rtol=0.0),
@@ -180,7 +192,7 @@ def test_bad_steps_are_refused(sde: SDE, member: str, t: float, s: float, told: 
             lambda: Large()(reverse_kernel(VE(), 0.5, 0.1, 0.5), None),
             r"'large' goes with `eta` = 1 only, got `eta` = 0\.5",
         ),
-        (lambda: score_denoiser(torch.cos, VP(), Convention("eps", "time")), r"`label` = 'time' is unknown"),
+        (lambda: score_denoiser(torch.cos, VP(), Convention("eps", "tame")), r"`label` = 'tame' is unknown"),
         (
             lambda: score_denoiser(torch.cos, VP(), Convention("noise", "sigma")),
             r"`predicts` = 'noise' is unknown",

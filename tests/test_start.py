@@ -27,7 +27,8 @@ def last(process: Process, name: str) -> float:
 def test_start_is_as_wide_as_the_process(name: str, path: str) -> None:
     """The prior's width at the last time; before, 1 on VP, which is published, sigma_t where sigma is not about 1.
 
-    For data of variance 1/4 the width of x_t is sqrt(alpha^2/4 + sigma^2); the start is within 0.4 % of it.
+    For data of variance 1/4 the width of x_t is sqrt(alpha^2/4 + sigma^2); the start is within 0.4 % of it, on
+    rectified flow, whose paths stop short of more, within 1 %.
     """
     process = WORLDS[name]
     assert process.start_std(1.0) == process.prior_std
@@ -36,7 +37,7 @@ def test_start_is_as_wide_as_the_process(name: str, path: str) -> None:
     start = process.start_std(t)
     assert start == (1.0 if name == "vp" else float(process.sigma(t)))
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-    assert start == pytest.approx((alpha**2 * VARIANCE + sigma**2) ** 0.5, rel=4e-3)
+    assert start == pytest.approx((alpha**2 * VARIANCE + sigma**2) ** 0.5, rel=1e-2 if process.pure_noise else 4e-3)
 
 
 @pytest.mark.parametrize("name", sorted(PROCESSES.keys() - {"custom"}))
