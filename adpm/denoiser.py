@@ -2,6 +2,7 @@
 
     eps-prediction: x0 = (x - sigma_t eps) / alpha_t          x0-prediction: eps = (x - alpha_t x0) / sigma_t
     score-prediction: eps = -sigma_t score, score = grad log q(x_t)
+    v-prediction: x0 = (alpha_t x - sigma_t v) / (alpha_t^2 + sigma_t^2), v = alpha_t eps - sigma_t x0
 
 Clipping limits x0 to the data range; the eps that goes with it is then either re-derived from the clipped x0 (the
 published DDPM does) or kept as the network gave it (the published DDIM does).
@@ -145,6 +146,11 @@ def _predicts_score(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float 
     return _predicts_eps(x, -sigma * out, alpha, sigma)
 
 
+def _predicts_v(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+    power = alpha**2 + sigma**2
+    return (alpha * x - sigma * out) / power, (alpha * out + sigma * x) / power
+
+
 TimeLabel = Callable[[Array], Array]
 
 
@@ -163,7 +169,7 @@ class Denoiser:
     Args:
         network: (x [B, C, H, W], label [B]) -> [B, C (+ head), H, W]; both arguments come in x's dtype.
         process: the forward process the network was trained for.
-        predicts: "eps", "x0" or "score", a key of PREDICTIONS.
+        predicts: "eps", "x0", "score" or "v", a key of PREDICTIONS.
         time_label: time -> the number the network receives.
         clip: data range (a, b) that x0 is limited to, or None.
         eps_after_clip: "rederive" or "keep", a key of EPS_AFTER_CLIP.
@@ -272,6 +278,7 @@ PREDICTIONS: dict[str, Kind] = {
     "eps": Kind(lambda: _predicts_eps, "the noise, x = alpha x0 + sigma eps"),
     "x0": Kind(lambda: _predicts_x0, "the data"),
     "score": Kind(lambda: _predicts_score, "the score grad log q(x_t) = -eps/sigma, as VE networks do"),
+    "v": Kind(lambda: _predicts_v, "the velocity v = alpha eps - sigma x0 (Salimans & Ho 2022)"),
 }
 
 LABELS: dict[str, Kind] = {

@@ -101,7 +101,7 @@ def test_all_that_a_network_may_predict_is_the_same_prediction(predicts: str) ->
     """x0 = 0.3 and eps = -0.7, said as a network of each kind says it."""
     x0, eps = (torch.full((2, *SHAPE), value, dtype=torch.float64) for value in (0.3, -0.7))
     alpha, sigma = float(LINEAR.alpha(400)), float(LINEAR.sigma(400))
-    said = {"eps": eps, "x0": x0, "score": -eps / sigma}[predicts]
+    said = {"eps": eps, "x0": x0, "score": -eps / sigma, "v": alpha * eps - sigma * x0}[predicts]
     prediction = Denoiser(lambda x, label: said, LINEAR, predicts=predicts)(alpha * x0 + sigma * eps, 400.0)
     torch.testing.assert_close(prediction.x0, x0)
     torch.testing.assert_close(prediction.eps, eps)
