@@ -333,6 +333,8 @@ def test_what_is_wrong_is_told_before_work_starts(known):
         (lambda: have.step(x + torch.nan, have.timesteps[0], x), "the network returned numbers that are not finite"),
         (lambda: have.step(x, have.timesteps[0], x, eta=0.5), "`eta` = 0.5 is not that of the scheduler's config, 1"),
         (lambda: make(pipe, images().mul(127).byte()), "`images` are torch.uint8"),
+        (lambda: make(pipe, images() * 255.0), "and those of diffusers in [-1, 1]"),
+        (lambda: make(pipe, images(), steps=[10, 0]), "`steps` = 0 must lie in 1..1000"),
         (lambda: make(SimpleNamespace(scheduler=pipe.scheduler), images()), "a pipeline with a `unet` is wanted"),
         (lambda: make(pipe, images(), rule="spectrl"), "`rule` = 'spectrl' is unknown"),
         (lambda: make(pipe, images(), effort=FEW, trajectory_options={"cost": "measured"}), "plans on 'kl' or 'axes'"),
@@ -352,11 +354,14 @@ def test_a_network_that_is_not_what_the_config_says_is_told():
         AnalyticScheduler.from_pipeline(pipe, images(), effort=FEW, prediction_type="sample")
 
 
-def test_moments_of_another_config_are_refused(known):
-    """Pipelines change a config after the scheduler was made."""
+def test_moments_of_another_config_are_refused():
+    """Pipelines change a config after the scheduler was made; what they change it to is looked at, too."""
     made = AnalyticScheduler.from_pipeline(pipeline(), images(), 3, effort=FEW)
     made.register_to_config(clip_sample=True)
     with pytest.raises(adpm.UserError, match=r"measured under another config \(clip: None there, \[-1.0, 1.0\] now\)"):
+        made.set_timesteps(3)
+    made.register_to_config(clip_sample=False, rule="spectrl")
+    with pytest.raises(adpm.UserError, match="`rule` = 'spectrl' is unknown"):
         made.set_timesteps(3)
 
 

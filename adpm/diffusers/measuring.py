@@ -114,10 +114,10 @@ def known_of(
     Raises:
         UserError: if pipe and images do not fit, or if no network has such moments that is what it is said to be.
     """
-    unet, encoder = network_of(pipe), encoder_of(pipe)
-    if not images.is_floating_point() or images.ndim != 4:
-        told = f"{images.dtype} of shape {tuple(images.shape)}"
-        raise UserError(f"`images` are {told}; floats [n, C, H, W] in [-1, 1] are wanted.")
+    unet, encoder, counts = network_of(pipe), encoder_of(pipe), [steps] if isinstance(steps, int) else list(steps)
+    _require_images(images)
+    if wrong := [count for count in counts if not 1 <= count <= len(scheduler)]:
+        raise UserError(f"`steps` = {wrong[0]} must lie in 1..{len(scheduler)}, the timesteps of the scheduler.")
     if encoder is not None:
         images = latents_of(encoder, images, effort.seed, effort.batch_size)
     if levels is None:
@@ -131,9 +131,18 @@ def known_of(
     nats = _data_nats(model, moments, images, effort, levels) if choice.prices_the_data else None
     known = Known(moments, nats)
     flow = cache(lambda: model.measure_trajectories(images, effort.starts, effort.nodes, **own))
-    for count in [steps] if isinstance(steps, int) else steps:
+    for count in counts:
         path_of(choice, count, scheduler.process, known, flow)
     return known
+
+
+def _require_images(images: Tensor) -> None:
+    if not images.is_floating_point() or images.ndim != 4 or not len(images):
+        told = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise UserError(f"`images` are {told}; floats [n, C, H, W] in [-1, 1] are wanted.")
+    low, high = float(images.min()), float(images.max())
+    if not -1.001 <= low <= high <= 1.001:
+        raise UserError(f"`images` lie in [{low:.4g}, {high:.4g}], and those of diffusers in [-1, 1].")
 
 
 def _data_nats(model: Model, moments: Moments, images: Tensor, effort: Effort, levels: int) -> Any:

@@ -188,6 +188,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # t
             UserError: if there is no such path, or what it needs was not measured.
         """
         choice = self._choice()
+        choice.check(self.process)
         if choice.needs_moments and self.known is None:
             raise UserError(
                 f"the rule '{choice.rule}' or the times '{choice.trajectory}' need moments, and this scheduler has "
