@@ -31,8 +31,8 @@ denoiser, classes, guidance, ideal, derivative, draws, gaussian_score, mixture_f
 bases, shrinkage, coordinates, coordinate_draws, gaussian, variance, shortest_path, costs, planning, published_split,
 shortened, solver, exponential, multistep, published_multistep, start, sampler, reference, fitting, fitted, trajectory,
 ems, ems_integrals, dpm_solver_v3, neighbours, likelihood, cost_table, objective, members, ems_measure, drawing, bound,
-paths, jump, explained, plots, measured, subject, model, nn, run. `sde` and `covariance` import this package and not
-each other.
+paths, jump, explained, plots, conventions, measured, subject, model, diffusers, nn, run. `sde` and `covariance` import
+this package and not each other.
 """
 
 from __future__ import annotations

@@ -128,16 +128,25 @@ class Spectrum:
             UserError: if it is missing, not such a file, or holds what no measurement gives.
         """
         with measured_file(path, "coordinates file") as arrays:
-            if "about" not in arrays:
-                raise UserError("it holds no moments per coordinate")
-            about = json.loads(str(arrays["about"]))
-            own: dict[str, Any] = {name: arrays[name].astype(np.float64) for name in ("times", "variance", *FIELDS)}
-            basis = basis_from(arrays)
-            width, times, spread = about.pop("how")
-            about["shape"] = tuple(about["shape"])
-            spectrum = Spectrum(basis=basis, how=Shrinkage(width, times, spread), **own, **about)
-            _require(spectrum)
-            return spectrum
+            return Spectrum.of(arrays)
+
+    @staticmethod
+    def of(arrays: Mapping[str, NDArray[Any]]) -> Spectrum:
+        """The spectrum whose `arrays` these are; other arrays are not looked at.
+
+        Raises:
+            Exception: UserError, KeyError and their like where they hold what no measurement gives.
+        """
+        if "about" not in arrays:
+            raise UserError("it holds no moments per coordinate")
+        about = json.loads(str(arrays["about"]))
+        own: dict[str, Any] = {name: arrays[name].astype(np.float64) for name in ("times", "variance", *FIELDS)}
+        basis = basis_from(arrays)
+        width, times, spread = about.pop("how")
+        about["shape"] = tuple(about["shape"])
+        spectrum = Spectrum(basis=basis, how=Shrinkage(width, times, spread), **own, **about)
+        _require(spectrum)
+        return spectrum
 
     def require(self, provenance: Mapping[str, Any], path: Path) -> None:
         """Check that the file is about what is asked for: it agrees with every entry of `provenance`.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from adpm.basis import Basis
 from adpm.bound import Bound, Terms, bound_of
 from adpm.classes import renumbered
+from adpm.conventions import settings_of
 from adpm.denoiser import Denoise, Denoiser, TimeLabel
 from adpm.drawing import draw
 from adpm.draws import Source
@@ -93,6 +94,11 @@ class Model(Subject):
         model = cls.__new__(cls)
         Subject.__init__(model, denoise, process, **settings)
         return model
+
+    @classmethod
+    def from_diffusers(cls, unet: nn.Module, scheduler: Any, **settings: Any) -> Model:
+        """A diffusers network, read as the config of its scheduler says; see `adpm.conventions.settings_of`."""
+        return cls(**settings_of(unet, scheduler, **settings))
 
     # Measuring
 

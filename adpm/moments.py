@@ -177,13 +177,22 @@ class MomentTable:
             UserError: if it is missing, not such a file, or holds what no measurement gives.
         """
         with measured_file(path, "moments file") as arrays:
-            times, n, mean, scatter = (arrays[key] for key in ("times", "n", "mean", "scatter"))
-            if not mean.shape == scatter.shape[:2] == (*times.shape, len(COLUMNS)) or n.dtype.kind not in "iu":
-                raise ValueError(f"{mean.shape} means and {n.dtype} counts for {times.shape} times")
-            sums = tuple(Draws(int(count), m, s) for count, m, s in zip(n, mean, scatter, strict=True))
-            provenance = dict(json.loads(str(arrays["provenance"])))
-            shape = tuple(arrays["shape"].tolist()) if "shape" in arrays else ()
-            return MomentTable(times, sums, float(arrays["data_variance"]), provenance, shape)
+            return MomentTable.of(arrays)
+
+    @staticmethod
+    def of(arrays: Mapping[str, NDArray[Any]]) -> MomentTable:
+        """The table whose `arrays` these are.
+
+        Raises:
+            Exception: KeyError, ValueError and their like where they hold what no measurement gives.
+        """
+        times, n, mean, scatter = (arrays[key] for key in ("times", "n", "mean", "scatter"))
+        if not mean.shape == scatter.shape[:2] == (*times.shape, len(COLUMNS)) or n.dtype.kind not in "iu":
+            raise ValueError(f"{mean.shape} means and {n.dtype} counts for {times.shape} times")
+        sums = tuple(Draws(int(count), m, s) for count, m, s in zip(n, mean, scatter, strict=True))
+        provenance = dict(json.loads(str(arrays["provenance"])))
+        shape = tuple(arrays["shape"].tolist()) if "shape" in arrays else ()
+        return MomentTable(times, sums, float(arrays["data_variance"]), provenance, shape)
 
     def require(self, provenance: Mapping[str, Any], path: Path) -> None:
         """Check that the table is about what is asked for: it agrees with every entry of `provenance`.
