@@ -49,6 +49,7 @@ def _learned(config: ConfigDict) -> None:
 
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
+    config.evaluate.features = "digits"
     config.network.attention_downsample = (2,)
     config.network.pretrained = "pretrained/digits.safetensors"
     config.network.dropout = 0.25

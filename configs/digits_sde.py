@@ -54,6 +54,7 @@ def _vp_head(objective: str) -> Callable[[ConfigDict], None]:
 
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
+    config.evaluate.features = "digits"
     config.network.name = "score_sde"
     config.network.attention_resolutions = (4,)
     config.network.dropout = 0.25

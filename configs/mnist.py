@@ -9,6 +9,7 @@ from configs import base
 
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
+    config.evaluate.features = "pixels"
     config.data.name = "arrays"
     config.data.file = "data/mnist.npz"
     config.data.held_out = 2000

@@ -13,6 +13,7 @@ def _cosine(config: ConfigDict) -> None:
 
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
+    config.evaluate.features = "pixels"
     config.data.name = "patches"
     config.network.channel_mult = (1, 2, 2)
     config.network.attention_downsample = (4,)

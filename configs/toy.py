@@ -20,6 +20,7 @@ def _cosine(config: ConfigDict) -> None:
 
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
+    config.evaluate.features = "pixels"
     config.data.name = "toy"
     config.denoiser.name = "ideal"
     config.denoiser.clip = False

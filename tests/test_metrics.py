@@ -196,14 +196,16 @@ def mismatched(monkeypatch) -> str:
 def test_what_inception_needs_is_said(monkeypatch, cause):
     put_pytorch_fid(monkeypatch, FakeInceptionV3)
     why = cause(monkeypatch)
-    told = rf"features = 'inception' needs pytorch-fid, .*{why}.* pip install 'adpm\[fid\]' .*; or use 'pixels'\.$"
+    told = rf"`features` = 'inception' needs pytorch-fid, .*{why}.* pip install 'adpm\[fid\]' .*; or use 'pixels'\.$"
     with pytest.raises(UserError, match=told):
         FEATURES["inception"].build((3, 32, 32))
 
 
 def test_weights_that_cannot_be_fetched_are_told(monkeypatch):
     put_pytorch_fid(monkeypatch, OfflineInceptionV3)
-    with pytest.raises(UserError, match=r"features = 'inception': its weights could not be fetched \(no route to host"):
+    with pytest.raises(
+        UserError, match=r"`features` = 'inception': its weights could not be fetched \(no route to host"
+    ):
         FEATURES["inception"].build((3, 32, 32))
 
 
@@ -226,7 +228,7 @@ def test_pixels_are_features_of_any_data():
 
 
 def test_the_classifier_is_for_digits_only():
-    with pytest.raises(UserError, match=r"config.distance.features = 'digits' is a classifier .* are \(3, 32, 32\)"):
+    with pytest.raises(UserError, match=r"`features` = 'digits' is a classifier .* are \(3, 32, 32\)"):
         FEATURES["digits"].build((3, 32, 32))
 
 

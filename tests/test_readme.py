@@ -32,7 +32,10 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {
     path: path.read_text()
-    for path in (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "solvers.md", "spectral.md")))
+    for path in (
+        ROOT / "README.md",
+        *(ROOT / "docs" / name for name in ("results.md", "solvers.md", "spectral.md", "data.md")),
+    )
 }  # comparison.md repeats
 
 
@@ -53,6 +56,7 @@ SHORTER = {
     "--config.likelihood.method=bound+flow": ["--config.likelihood.rtol=1e-2"],
     "--mode=likelihood": ["--config.likelihood.images=8"],
     "--mode=sample": ["--config.sampling.samples=4"],
+    "--mode=evaluate": ["--config.sampling.samples=6"],
     "--mode=estimate": ["--config.moments.draws=12", "--config.moments.times=8"],
     "--config.moments.statistics=ems": ["--config.moments.nodes=7", "--config.moments.ems_draws=6"],
     "--config.sampling.solver=dpm_solver_v3": ["--config.moments.nodes=7", "--config.moments.ems_draws=6"],
@@ -69,6 +73,7 @@ SHORTER = {
     ],
     "--config.moments.statistics=trajectories": ["--config.moments.starts=20", "--config.moments.flow_nodes=8"],
     "--config.sampling.solver=fitted": ["--config.moments.starts=20", "--config.moments.flow_nodes=8"],
+    "benchmarks.folder": ["--images=60", "--batch=4", "--steps=1", "--repeats=2"],
     "benchmarks.estimators": ["--draws=300", "--dense=4"],
     "benchmarks.integrators": ["--samples=40", "--seeds=1", "--steps=3", "--draws=12", "--times=12", "--starts=20"],
     "benchmarks.jumps": ["--samples=20", "--seeds=2", "--steps=5", "--trajectories=even"],

@@ -10,6 +10,7 @@ from adpm.run.config import Job, Mode
 from adpm.run.modes.compare import compare
 from adpm.run.modes.describe import describe
 from adpm.run.modes.estimate import estimate
+from adpm.run.modes.evaluate import evaluate
 from adpm.run.modes.likelihood import likelihood
 from adpm.run.modes.sample import sample
 from adpm.run.modes.train import train
@@ -18,10 +19,14 @@ from adpm.run.modes.train import train
 def _of_one_model(work: Callable[[Session], None], trains: bool = False) -> Mode:
     """A mode that works on one model."""
 
+    return _of_no_grid(lambda job: work(Session.make(job.config, job.workdir, job.house, trains)))
+
+
+def _of_no_grid(work: Mode) -> Mode:
     def mode(job: Job) -> None:
         if "grid" in job.config:
             raise UserError("this config has a grid of models to compare; use it with --mode=compare.")
-        work(Session.make(job.config, job.workdir, job.house, trains))
+        work(job)
 
     return mode
 
@@ -31,6 +36,7 @@ MODES: dict[str, Mode] = {
     "estimate": _of_one_model(estimate),
     "sample": _of_one_model(sample),
     "likelihood": _of_one_model(likelihood),
+    "evaluate": _of_no_grid(evaluate),
     "compare": compare,
     "describe": describe,
 }

@@ -12,6 +12,7 @@ from adpm.families import Families, merged
 from adpm.members import MEMBERS
 from adpm.nn import NETWORKS
 from adpm.run.data import DATA_SETS
+from adpm.run.distances import MEASURES
 from adpm.run.house import House
 from adpm.run.metrics import FEATURES
 from adpm.run.models import DENOISERS
@@ -33,6 +34,7 @@ CORE: Families = {
     "statistics": STATISTICS,
     "precision": PRECISIONS,
     "features": FEATURES,
+    "measure": MEASURES,
     "crop": CROPS,
     "resample": RESAMPLES,
 }

@@ -21,7 +21,7 @@ from adpm.progress import progress, say
 from adpm.reading import plain_file, read_npz
 from adpm.run.batches import unpickled
 from adpm.run.store import write_whole
-from adpm.run.stored import Mapped
+from adpm.run.stored import Joined, Mapped
 
 SHAPE = (3, 64, 64)
 TRAIN = tuple(f"train_data_batch_{i}" for i in range(1, 11))
@@ -47,9 +47,9 @@ def missing(folder: Path) -> str:
     )
 
 
-def images_of(folder: Path, split: str, workers: int) -> Mapped:
+def images_of(folder: Path, split: str, workers: int) -> Joined:
     """The images of a split, uint8 [n, 3, 64, 64], unpacked where that was not done before."""
-    return Mapped([_mapped(place) for place in _unpacked(folder, split, "images")], workers)
+    return Joined([Mapped(_mapped(place)) for place in _unpacked(folder, split, "images")], workers)
 
 
 def labels_of(folder: Path, split: str) -> Tensor:

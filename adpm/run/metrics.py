@@ -11,6 +11,7 @@ A member of FEATURES makes a network from the shape (C, H, W) of the images: ima
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,26 @@ DIGITS = (1, 8, 8)
 Shape = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class FeatureFacts:
+    """What is told with every distance in these features.
+
+    Attributes:
+        resize: what they do to the size of images.
+        normalisation: what they make of levels, which come in [-1, 1].
+        of: a short name of the network; figures in features of others are others.
+    """
+
+    resize: str
+    normalisation: str
+    of: str
+
+
 def digit_features(shape: Shape) -> nn.Module:
     """The shipped digits classifier's last hidden layer, 64 features."""
     if shape != DIGITS:
         raise UserError(
-            f"config.distance.features = 'digits' is a classifier of images of shape {DIGITS}, and the data are "
+            f"`features` = 'digits' is a classifier of images of shape {DIGITS}, and the data are "
             f"{shape}; use inception or pixels."
         )
     network = DigitFeatures()
@@ -61,7 +77,7 @@ class Inception(nn.Module):
 
 def inception_features(shape: Shape) -> nn.Module:
     """pytorch-fid's Inception network, whose weights it fetches once; gray images get three equal channels."""
-    told = "config.distance.features = 'inception'"
+    told = "`features` = 'inception'"
     if shape[0] not in (1, 3):
         raise UserError(f"{told} needs images of 1 or 3 channels, and the data are {shape}; use pixels.")
     try:
@@ -182,7 +198,15 @@ class FrechetDistance:
 
 
 FEATURES: dict[str, Kind] = {
-    "digits": Kind(digit_features, "the last hidden layer of our classifier of digits, 64 features"),
-    "inception": Kind(inception_features, "pytorch-fid's Inception, 2048 features: FID (extra `fid`)"),
-    "pixels": Kind(pixel_features, "the images themselves"),
+    "digits": Kind(
+        digit_features,
+        "the last hidden layer of our classifier of digits, 64 features",
+        FeatureFacts("none", "levels in [-1, 1]", "the digits classifier"),
+    ),
+    "inception": Kind(
+        inception_features,
+        "pytorch-fid's Inception, 2048 features: FID (extra `fid`)",
+        FeatureFacts("to 299 x 299, bilinear, by pytorch-fid", "levels in [-1, 1]", "pytorch-fid's InceptionV3"),
+    ),
+    "pixels": Kind(pixel_features, "the images themselves", FeatureFacts("none", "levels in [-1, 1]", "pixels")),
 }

@@ -61,11 +61,11 @@ class Problem(Choices):
     def source(self, split: str) -> Source:
         """A split as the moments see it, with its exact mean and variance."""
         if split not in self._sources:
-            file = None if self.cache is None else self.cache / f"data-{digest(self._images_key(split))}.npz"
+            file = None if self.cache is None else self.cache / f"data-{digest(self.images_key(split))}.npz"
             self._sources[split] = source_of(self.data, split, self.images(split), file)
         return self._sources[split]
 
-    def _images_key(self, split: str) -> dict[str, Any]:
+    def images_key(self, split: str) -> dict[str, Any]:
         """What the images of a split depend on."""
         fields = self.house.table.part(self.config, "model")
         return {**{n: value for n, value in fields.items() if n.startswith("data.")}, **self.data.content, "of": split}

@@ -8,9 +8,10 @@ and their order are the same for any number of workers.
 
 from __future__ import annotations
 
+import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -109,20 +110,30 @@ class _Batches(Dataset[Any]):
 
 
 def _begin(worker: int) -> None:
-    """A worker leaves Ctrl-C to the process that started it, and ends when that one says so."""
+    """A worker leaves Ctrl-C to the process that started it, and ends when that one does or says so: no accident."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 class Mapped(Stored):
-    """Images in npy files, mapped into memory, one file after the other.
+    """Images in an array that is mapped into memory, uint8 [n, C, H, W]."""
+
+    def __init__(self, array: NDArray[np.uint8]) -> None:
+        self._array, self.shape = array, array.shape
+
+    def read(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self._array[numbers]
+
+
+class Joined(Stored):
+    """The images of several, one after the other.
 
     Args:
-        parts: uint8 [n_i, C, H, W] each.
+        parts: of one shape.
         workers: see `Stored`.
     """
 
-    def __init__(self, parts: list[NDArray[np.uint8]], workers: int = 0) -> None:
+    def __init__(self, parts: Sequence[Stored], workers: int = 0) -> None:
         self._parts, self.workers = parts, workers
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
         self.shape = (int(self._starts[-1]), *parts[0].shape[1:])
@@ -131,8 +142,16 @@ class Mapped(Stored):
         out = np.empty((len(numbers), *self.shape[1:]), np.uint8)
         of = np.searchsorted(self._starts, numbers, side="right") - 1
         for k in np.unique(of):
-            out[of == k] = self._parts[k][numbers[of == k] - self._starts[k]]
+            out[of == k] = self._parts[k].read(numbers[of == k] - self._starts[k])
         return out
+
+
+def joined(parts: Sequence[Images]) -> Images:
+    """The images of several, one after the other, in memory or in files as they are."""
+    stored = [part for part in parts if isinstance(part, Stored)]
+    if len(stored) < len(parts):
+        return torch.cat([part[:] for part in parts])
+    return Joined(stored, max(part.workers for part in stored))
 
 
 def in_batches(images: Images, batches: Iterable[Tensor]) -> Iterator[Tensor]:

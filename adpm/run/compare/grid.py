@@ -154,7 +154,10 @@ class Grid:
 
     def features(self) -> nn.Module:
         """The network in whose features distances are measured."""
-        return self.house.families["features"][self.config.distance.features].build(self.any_root.data.shape)
+        try:
+            return self.house.families["features"][self.config.distance.features].build(self.any_root.data.shape)
+        except UserError as error:
+            raise UserError(str(error).replace("`features`", "config.distance.features")) from error
 
 
 def data_identity(session: Session) -> dict[str, Any]:
