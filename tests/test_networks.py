@@ -20,6 +20,7 @@ from adpm.errors import UserError
 from adpm.nn import NETWORKS
 from adpm.nn.iddpm import UNet
 from adpm.nn.iddpm_layers import Attention, timestep_embedding
+from sde.score import LABELS
 from tests.goldens import (
     DATA,
     assert_waves,
@@ -236,6 +237,12 @@ def test_published_time_labels(origin: str, shift: int, scale: float) -> None:
     """Step number -> what the network receives."""
     stored = golden_json("networks/time_maps")[origin]
     found = index_label(shift, scale)(np.array(stored["inputs"], dtype=np.float64))
+    np.testing.assert_allclose(found, stored["network_time_float32"], rtol=2e-7)
+
+
+def test_published_time_labels_of_continuous_time() -> None:
+    stored = golden_json("networks/time_maps")["vpsde_ct"]
+    found = LABELS["time_999"].build(None)(np.array(stored["inputs"], dtype=np.float64))
     np.testing.assert_allclose(found, stored["network_time_float32"], rtol=2e-7)
 
 

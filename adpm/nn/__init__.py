@@ -37,7 +37,6 @@ NETWORKS: dict[str, Kind] = {
         NetworkFacts(diffusers_unet.classes),
         fields={
             "pretrained": Field("", "folder with config.json and weights", of=()),
-            "dropout": Field(0.0, "of the complex head", low=0, below=1, of=("head",)),
             "head": UNET_FIELDS["head"],
         },
     ),

@@ -31,14 +31,13 @@ class UNet2D(Headed):
     Args:
         unet: a `diffusers.UNet2DModel`, which is taken over: its last norm and convolution are called from here.
         head: "none", "simple" or "complex": a second output of as many channels on the last hidden layer.
-        dropout: of the complex head.
 
     Shapes: x [B, C, H, W], t [B] -> [B, out, H, W], with a head [B, 2C, H, W].
     """
 
     HEAD: ClassVar[tuple[str, ...]] = ("before_out", "norm_out2", "conv_out2")
 
-    def __init__(self, unet: Any, head: str = "none", dropout: float = 0.0) -> None:
+    def __init__(self, unet: Any, head: str = "none") -> None:
         super().__init__()
         has_readout, has_block = lookup(HEADS, head, "`head`")
         self.in_channels, self.num_classes = unet.config.in_channels, unet.config.num_class_embeds or 0
@@ -48,7 +47,7 @@ class UNet2D(Headed):
         self._unet = (unet,)  # in a tuple, where nn.Module does not look: its parts are this network's own
         width = unet.config.block_out_channels[0]
         if has_block:
-            self.before_out = ResidualBlock(width, width, _width_of(unet.time_embedding), dropout)
+            self.before_out = ResidualBlock(width, width, _width_of(unet.time_embedding), unet.config.dropout)
         if has_readout:
             self.norm_out2, self.conv_out2 = group_norm(width), conv(width, self.in_channels)
             nn.init.zeros_(self.conv_out2.weight)  # a fresh head says nothing
@@ -58,7 +57,7 @@ class UNet2D(Headed):
         if self.num_classes and classes is None:
             raise UserError(
                 f"this network is told which of its {self.num_classes} classes an image is of, and knows no other way: "
-                "give a class to each image."
+                "give a class to each image, as Model.told does."
             )
         (unet,) = self._unet
         emb = unet.time_embedding(unet.time_proj(t).to(x.dtype))
@@ -79,13 +78,12 @@ def _width_of(time_embedding: nn.Module) -> int:
     return time_embedding.linear_2.out_features  # type: ignore[union-attr,return-value]
 
 
-def build(shape: Sequence[int], *, pretrained: str = "", dropout: float = 0.0, head: str = "none") -> UNet2D:
+def build(shape: Sequence[int], *, pretrained: str = "", head: str = "none") -> UNet2D:
     """The network that a folder describes, for images of `shape` (C, H, W), with fresh weights.
 
     Args:
         shape: of the data.
         pretrained: the network's folder, or a pipeline's.
-        dropout: of the complex head.
         head: see `UNet2D`.
 
     Raises:
@@ -103,7 +101,7 @@ def build(shape: Sequence[int], *, pretrained: str = "", dropout: float = 0.0, h
             "the network 'diffusers' needs the package of that name, which is not installed: "
             'pip install "diffusers>=0.35", or this project with [diffusers].'
         ) from error
-    return UNet2D(UNet2DModel.from_config(config), head, dropout)
+    return UNet2D(UNet2DModel.from_config(config), head)
 
 
 def classes(pretrained: str = "", **options: Any) -> tuple[int, bool]:

@@ -151,7 +151,7 @@ def class_rows(classes: Tensor | None, batch: int, count: int, null: bool) -> Te
         if not null:
             raise UserError(
                 f"this network is told which of its `num_classes` = {count} classes an image is of, and knows no "
-                "other way (`null_class` = False): give a class to each image."
+                "other way (`null_class` = False): give a class to each image, as Model.told does."
             )
         return torch.full((batch,), count)
     if classes.shape != (batch,):

@@ -231,7 +231,8 @@ class Table:
         for section in self.sections:
             lines.append(f"\nconfig.{section}" if section else "config")
             for name in (n for n in self.names if _split(n)[0] == section):
-                found, owners = self.field(name), self._owners.get(name, [])
+                shared = _split(name)[1] in self.sections[section]
+                found, owners = self.field(name), [] if shared else self._owners.get(name, [])
                 whose = f" [{', '.join(n for n, _ in owners)}]" if owners else ""
                 default = self.default(name)
                 shown = "unset" if default is None else repr(default)
