@@ -46,6 +46,9 @@ def test_batches_are_unpacked_once(tmp_path, packed, monkeypatch, capsys):
     numbers = [torch.tensor([29, 0, 5]), torch.tensor([8])]
     found = list(in_batches(again.split("train"), numbers))
     assert all(np.array_equal(a, train[b.numpy()]) for a, b in zip(found, numbers, strict=True))
+    (tmp_path / "unpacked" / "val_data-images.npy").write_bytes(b"text")
+    with pytest.raises(UserError, match="val_data-images.npy' is damaged .*; remove it, and it is unpacked again"):
+        DATA_SETS["imagenet64"].build(folder=str(tmp_path)).split("test")
 
 
 def test_a_mapped_set_takes_no_memory_of_its_own(tmp_path):
@@ -57,7 +60,9 @@ def test_a_mapped_set_takes_no_memory_of_its_own(tmp_path):
         mapped[5] = k
         np.save(place / f"{name}-labels.npy", np.zeros(950, np.int64))
     before = _memory()
-    found = imagenet64.images_of(tmp_path, "train", 0)[torch.arange(5, 9500, 950)]
+    stored = imagenet64.images_of(tmp_path, "train", 0)
+    assert len(pickle.dumps(stored)) < 10_000, "another process maps the files itself"
+    found = pickle.loads(pickle.dumps(stored))[torch.arange(5, 9500, 950)]
     assert found[:, 0, 0, 0].tolist() == list(range(10)) and _memory() - before < 20e6
 
 

@@ -7,7 +7,7 @@ They are unpacked once, batch by batch, into npy files beside them, which are ma
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,12 @@ def missing(folder: Path) -> str:
 
 def images_of(folder: Path, split: str, workers: int) -> Joined:
     """The images of a split, uint8 [n, 3, 64, 64], unpacked where that was not done before."""
-    return Joined([Mapped(_mapped(place)) for place in _unpacked(folder, split, "images")], workers)
+    return Joined([_opened(Mapped, place) for place in _unpacked(folder, split, "images")], workers)
 
 
 def labels_of(folder: Path, split: str) -> Tensor:
     """The labels of a split, 0..999."""
-    return torch.cat([torch.from_numpy(np.array(_mapped(place))) for place in _unpacked(folder, split, "labels")])
+    return torch.cat([torch.from_numpy(_opened(np.load, place)) for place in _unpacked(folder, split, "labels")])
 
 
 def _place(folder: Path, name: str, part: str) -> Path:
@@ -69,9 +69,9 @@ def _packed(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / f"{name}.npz", folder / name) if path.is_file()), None)
 
 
-def _mapped(place: Path) -> NDArray[Any]:
+def _opened(how: Callable[[Path], Any], place: Path) -> Any:
     try:
-        return np.load(place, mmap_mode="r", allow_pickle=False)
+        return how(place)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"'{place}' is damaged ({error}); remove it, and it is unpacked again.") from error
 

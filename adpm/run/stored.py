@@ -12,6 +12,7 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -116,10 +117,18 @@ def _begin(worker: int) -> None:
 
 
 class Mapped(Stored):
-    """Images in an array that is mapped into memory, uint8 [n, C, H, W]."""
+    """Images in an npy file that is mapped into memory, uint8 [n, C, H, W].
 
-    def __init__(self, array: NDArray[np.uint8]) -> None:
-        self._array, self.shape = array, array.shape
+    Raises:
+        OSError, ValueError, EOFError: if it is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._array = path, np.load(path, mmap_mode="r", allow_pickle=False)
+        self.shape = self._array.shape
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mapped, (self._path,)  # a process that is given it maps the file itself
 
     def read(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self._array[numbers]

@@ -130,7 +130,6 @@ class Evaluation:
             "images": f"{len(drawn.kept):,} samples, {int(drawn.first['nfe'])} network calls each: {drawn.file}",
             "quantised": "to 256 levels" if session.data.levels else "not at all",
             "weights": _weights(session.sampler_model.source),
-            "seed": session.config.seed,
             "path": protocol["path"],
         }
         return ImageSet(
@@ -211,6 +210,7 @@ class Evaluation:
             **self.ours.told,
             **reference,
             "count": count,
+            "seed": self.problem.config.seed,
             "features": f"{facts.of} ({self.section.features}, {self.network.num_features} numbers, weights {weights})",
             "resize": facts.resize,
             "normalisation": facts.normalisation,
