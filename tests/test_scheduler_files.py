@@ -24,7 +24,8 @@ FEW = Effort(draws=24, times=12)
 
 
 def made(**config: Any) -> AnalyticScheduler:
-    return AnalyticScheduler.from_pipeline(pipeline(), images(), 4, effort=FEW, **config)
+    chosen = {"rule": "analytic", "eta": 1.0, **config}
+    return AnalyticScheduler.from_pipeline(pipeline(), images(), 4, effort=FEW, **chosen)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +88,8 @@ def test_a_pipeline_takes_it_along(scheduler, tmp_path):
 
 def test_another_schedulers_folder_gives_its_config(tmp_path):
     DDIMScheduler(beta_end=0.03, prediction_type="sample").save_pretrained(tmp_path)
-    again = AnalyticScheduler.from_pretrained(tmp_path, eta=0.5)
-    assert (again.config.beta_end, again.config.prediction_type, again.config.eta) == (0.03, "sample", 0.5)
+    again = AnalyticScheduler.from_pretrained(tmp_path, eta=0.3)
+    assert (again.config.beta_end, again.config.prediction_type, again.config.eta) == (0.03, "sample", 0.3)
     assert again.known is None and again.config.clip_sample is True
     again, unused = AnalyticScheduler.from_pretrained(tmp_path, return_unused_kwargs=True, other=1)
     assert unused["other"] == 1

@@ -38,11 +38,11 @@ class Choice:
         trajectory, trajectory_options: which times; see `adpm.trajectory.TRAJECTORIES`.
     """
 
-    rule: str = "analytic"
-    eta: float = 1.0
-    trajectory: str = "least_cost"
-    rule_options: Mapping[str, Any] = field(default_factory=dict)
-    trajectory_options: Mapping[str, Any] = field(default_factory=dict)
+    rule: str
+    eta: float
+    trajectory: str
+    rule_options: Mapping[str, Any]
+    trajectory_options: Mapping[str, Any]
 
     def check(self, process: DiscreteProcess) -> None:
         """Refuse what there is not, before anything is measured.
