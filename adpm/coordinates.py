@@ -24,8 +24,8 @@ from scipy.interpolate import PchipInterpolator
 from adpm.bases import basis_arrays, basis_from, check_basis
 from adpm.basis import Basis
 from adpm.errors import UserError
-from adpm.moments import require_own
 from adpm.process import Array, Process
+from adpm.provenance import require_own
 from adpm.reading import measured_file, read_npz
 from adpm.shrinkage import Shrinkage, shrunk
 

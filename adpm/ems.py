@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adpm.errors import UserError
-from adpm.moments import require_own
 from adpm.process import Array, Process
+from adpm.provenance import require_own
 from adpm.reading import measured_file
 
 _SLACK = 1e-6

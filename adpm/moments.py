@@ -31,6 +31,7 @@ from adpm.draws import COLUMNS, FITTED, GAMMA, POWER, Draws, Estimate, intercept
 from adpm.errors import UserError
 from adpm.families import Kind, built
 from adpm.process import Array, Process
+from adpm.provenance import require_own
 from adpm.reading import measured_file
 
 # log Var_t is interpolated; a variance of exactly zero (a network that is always right) has to stay finite there.
@@ -239,34 +240,6 @@ def implausible(table: MomentTable, process: Process) -> str:
         f"{estimate.errors[i]:.1g}, above sigma^2/alpha^2 = {bound[i]:.3g}, which predicting no noise at all has: what "
         "it predicts, its time label, its process or the range of its data is not as said, or it is not trained"
     )
-
-
-def unlike(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The entries of a provenance that differ from what is asked for, told in a few words; "" if none does."""
-    old, new = (leaves(json.loads(json.dumps(dict(p)))) for p in (there, now))
-    changed = [k for k in sorted(new) if new[k] != old.get(k)]
-    return "; ".join(f"{k}: {old.get(k)!r} there, {new[k]!r} now" for k in changed[:4])
-
-
-def require_own(there: Mapping[str, Any], now: Mapping[str, Any], path: Path, what: str, field: str) -> None:
-    """Check that a file is about what is asked for: what it depends on agrees with every entry of `now`.
-
-    Raises:
-        UserError: naming the differing entries, and the field of config.moments that names such files.
-    """
-    if told := unlike(there, now):
-        raise UserError(
-            f"{what} file '{path}' belongs to something else ({told}); remove it to measure again, or name another in "
-            f"`moments.{field}`."
-        )
-
-
-def leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names."""
-    out: dict[str, Any] = {}
-    for key, item in value.items():
-        out |= leaves(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {prefix + key: item}
-    return out
 
 
 def _curve(node: Array, values: Array, positive: bool) -> Callable[[Array], Array]:

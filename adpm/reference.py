@@ -29,11 +29,12 @@ from adpm.classes import at
 from adpm.denoiser import Denoise, Prediction, require_finite, unclipped_x0
 from adpm.errors import UserError
 from adpm.exponential import halved
-from adpm.moments import require_own, spread_times
+from adpm.moments import spread_times
 from adpm.multistep import Multistep, Scheme
 from adpm.noise import KeyedNoise
 from adpm.process import Array, Process
 from adpm.progress import Arrays, Keep, in_memory
+from adpm.provenance import require_own
 from adpm.reading import measured_file
 from adpm.sampler import keyed, sample
 

@@ -25,8 +25,8 @@ from adpm.diffusers.measuring import Effort, config_of, known_of
 from adpm.diffusers.nodes import Choice, Known, given_path, path_of, rule_of
 from adpm.diffusers.walk import Walk, follow_ddim
 from adpm.errors import UserError
-from adpm.moments import unlike
 from adpm.process import Array
+from adpm.provenance import unlike
 
 _HUB = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
 _SHA256 = "_moments"

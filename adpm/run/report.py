@@ -21,7 +21,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from adpm.moments import leaves
+from adpm.provenance import leaves
 from adpm.run.store import write_whole
 
 EVENTS = "events.out.tfevents.*"
