@@ -28,11 +28,11 @@
 
 Imports run down this list: errors, families, reading, pickles, progress, process, kernel, noise, denoiser, ideal,
 derivative, draws, gaussian_score, mixture_fit, moments, ms_eps, basis, transforms, bases, shrinkage, coordinates,
-coordinate_draws, gaussian, variance, shortest_path, costs, planning, published_split, shortened, solver,
-exponential, multistep, published_multistep, start, sampler, reference, fitting, fitted, trajectory, ems,
-ems_integrals, dpm_solver_v3, neighbours, likelihood, cost_table, objective, members, ems_measure, drawing, bound,
-paths, jump, explained, plots, measured, subject, model, nn, run. `sde` and `covariance` import this package and not
-each other.
+coordinate_draws, gaussian, variance, shortest_path, costs, planning, published_split, shortened, solver, exponential,
+multistep, published_multistep, start, sampler, reference, fitting, fitted, trajectory, ems, ems_integrals,
+dpm_solver_v3, neighbours, likelihood, cost_table, objective, members, ems_measure, drawing, bound, paths, jump,
+explained, plots, measured, subject, model, nn, formats, run. `sde` and `covariance` import this package and not each
+other.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from adpm.errors import UserError
-from adpm.nn.checkpoint import load_weights, read_header, read_weights, save_weights, state_hash
+from adpm.formats import read_weights
+from adpm.nn.checkpoint import load_weights, read_header, save_weights, state_hash
 from adpm.nn.iddpm import UNet
 from tests.goldens import DATA, filled_state, golden, golden_json, unet_options
 
@@ -198,10 +199,22 @@ def test_a_prefix_of_some_names_is_part_of_them(tmp_path: Path) -> None:
     assert list(read_weights(path)) == ["module.a", "b"]
 
 
-def test_an_average_beside_the_weights_is_not_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("state_dict", "ema_state_dict"), ("model", "model_ema"), ("model", "ema")])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_an_average_of_the_same_names_is_taken(tmp_path: Path, names: tuple[str, str], prefix: str) -> None:
+    ema, raw = ema_and_raw("plain_iddpm_head")
+    path = tmp_path / "weights.pt"
+    torch.save({names[0]: prefixed(prefix, raw), names[1]: ema, "step": 3}, path)
+    check_output(path, "plain_iddpm_head")
+
+
+def test_an_average_that_cannot_be_told_apart_is_not_passed_over(tmp_path: Path) -> None:
     path, state = tmp_path / "weights.pt", read_weights(HEAD)
-    torch.save({"state_dict": state, "ema_state_dict": state}, path)
+    torch.save({"state_dict": state, "ema_state_dict": {n.replace(".", ""): t for n, t in state.items()}}, path)
     with pytest.raises(UserError, match=r"weights\.pt' holds 'ema_state_dict' beside its weights, in a layout"):
+        read_weights(path)
+    torch.save({"state_dict": state, "ema": state, "ema_99": state}, path)
+    with pytest.raises(UserError, match=r"weights\.pt' holds 'ema' beside its weights, in a layout"):
         read_weights(path)
 
 

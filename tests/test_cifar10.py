@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from adpm.nn.checkpoint import read_header, read_weights
+from adpm.formats import read_weights
+from adpm.nn.checkpoint import read_header
 from adpm.run.assembly import Session
 from adpm.run.cifar10 import ARCHIVE
 from adpm.run.cli import run

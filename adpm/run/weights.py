@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from adpm.errors import UserError
-from adpm.nn.checkpoint import load_part, read_header, read_weights
+from adpm.formats import read_weights
+from adpm.nn.checkpoint import load_part, read_header
 from adpm.nn.heads import Headed
 from adpm.process import Process
 from adpm.run.store import differences, digest
