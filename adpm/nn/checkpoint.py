@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -48,23 +49,43 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     load_part(network, state, source, network.state_dict().keys())
 
 
-def load_part(network: nn.Module, state: Mapping[str, Tensor], source: str, names: Collection[str]) -> None:
-    """Load the entries `names` of the network, and leave its others as they are; as strict as `load_weights`."""
-    whole = network.state_dict()
-    own = {name: tensor for name, tensor in whole.items() if name in names}
-    kept = {name: tensor for name, tensor in own.items() if name in _IGNORED}
-    state = {name: tensor for name, tensor in state.items() if name not in _IGNORED} | kept
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+def load_part(
+    network: nn.Module, state: Mapping[str, Tensor], source: str, names: Collection[str], shared: bool = False
+) -> None:
+    """Load the entries `names` of the network, and leave its others as they are; as strict as `load_weights`.
+
+    Args:
+        shared: the network's entries become the given tensors, so that none is held twice: for those that are not
+            trained.
+    """
+    own = {name: tensor for name, tensor in network.state_dict().items() if name in names and name not in _IGNORED}
+    given = {name: tensor for name, tensor in state.items() if name not in _IGNORED}
+    missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     shapes = [
-        f"{n} {tuple(state[n].shape)} instead of {tuple(own[n].shape)}"
-        for n in own.keys() & state.keys()
-        if state[n].shape != own[n].shape
+        f"{n} {tuple(given[n].shape)} instead of {tuple(own[n].shape)}"
+        for n in own.keys() & given.keys()
+        if given[n].shape != own[n].shape
     ]
     problems = [("missing", missing), ("left over", extra), ("of another shape", sorted(shapes))]
     told = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in problems if names)
     if told:
         raise UserError(f"weights '{source}' do not fit the network ({told}).")
-    network.load_state_dict(whole | state)
+    taken = {name: _like(given[name], tensor) for name, tensor in own.items()}
+    del own  # the network's own tensors go as they are replaced
+    network.load_state_dict(taken, strict=False, assign=shared)
+
+
+def _like(tensor: Tensor, own: Tensor) -> Tensor:
+    """In the precision of the network's own, and on its device unless that is nowhere."""
+    return tensor.detach().to(tensor.device if own.is_meta else own.device, own.dtype).contiguous()
+
+
+def give_up(network: nn.Module, names: Collection[str]) -> None:
+    """Let go of the values of entries that are to be loaded, so that old and new ones are never held together."""
+    whole = network.state_dict()
+    nowhere = {name: torch.empty_like(whole[name], device="meta") for name in names if name not in _IGNORED}
+    del whole
+    network.load_state_dict(nowhere, strict=False, assign=True)
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from adpm.errors import UserError
 from adpm.formats import read_weights
-from adpm.nn.checkpoint import load_part, read_header
+from adpm.nn.checkpoint import give_up, load_part, read_header
 from adpm.nn.heads import Headed
 from adpm.process import Process
 from adpm.run.store import differences, digest
@@ -110,10 +110,11 @@ def load_trunk(place: Place, network: Headed) -> tuple[Path, str]:
             f"weights '{found}' were trained for another process of the same name (the log-SNR of its times differs); "
             "set config.process to that one, or name other weights."
         )
+    give_up(network, network.trunk_state().keys())
     state = read_weights(found)
     if network.has_head:
         state = {name: tensor for name, tensor in state.items() if not network.in_head(name)}
-    load_part(network, state, str(found), network.trunk_state().keys())
+    load_part(network, state, str(found), network.trunk_state().keys(), shared=True)
     network.eval().requires_grad_(False)
     return found, "" if header else assumed(place)
 
