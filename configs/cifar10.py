@@ -1,5 +1,7 @@
 """CIFAR-10 in discrete time with the networks of Analytic-DPM: 'CIFAR10 (LS)'. Variant cs: 'CIFAR10 (CS)'.
 
+openai is Improved DDPM's own network of 6 outputs, on 4000 steps of the cosine schedule that it counts from 0.
+
 sn and npr add Extended-Analytic-DPM's head, whose checkpoints hold trunk and head in one file: "npr", "cs+npr". Put the
 published archive into config.data.folder (or set config.data.download), and a published checkpoint into
 config.network.pretrained; or train.
@@ -29,6 +31,19 @@ def _head(objective: str) -> Callable[[ConfigDict], None]:
     return change
 
 
+def _openai(config: ConfigDict) -> None:
+    config.process.name = "cosine"
+    config.process.steps = 4000
+    config.denoiser.time_shift = 1
+    config.network.learned_variance = True
+    config.rule.name = "learned"
+    config.train.objective = "hybrid"
+
+
+CHECKPOINTS = ("", "cs", "sn", "npr", "cs+sn", "cs+npr", "openai")
+"""Variants of networks that people have files of; a file does not say its schedule, nor how its head was trained."""
+
+
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
     config.data.name = "cifar10"
@@ -52,4 +67,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.test_every = 10_000
     config.train.sample_every = 50_000
     config.moments.batch_size = 128
-    return base.with_variant(config, variant, {"cs": _cs, "sn": _head("sn"), "npr": _head("npr")})
+    return base.with_variant(config, variant, {"cs": _cs, "sn": _head("sn"), "npr": _head("npr"), "openai": _openai})

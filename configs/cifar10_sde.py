@@ -12,6 +12,9 @@ from configs import base
 from configs.digits_sde import subvp, ve, vp
 from configs.toy_sde import with_preset
 
+CHECKPOINTS = ("vp", "subvp", "ve")
+"""Variants of networks that people have files of."""
+
 
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()

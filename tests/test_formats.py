@@ -117,7 +117,7 @@ def test_noise_levels_are_told_for_ncsnpp_alone() -> None:
 
 @pytest.mark.parametrize(("name", "steps"), [("ms_eps_numpy1", 1000), ("ms_eps_numpy2", 1000)])
 def test_an_ms_eps_file_is_told_apart(name: str, steps: int) -> None:
-    with pytest.raises(UserError, match=rf"it is no network but an `ms_eps` of a process of {steps} steps; name it in"):
+    with pytest.raises(UserError, match=rf"it holds mean squares for {steps} steps; name such a file in `ms_eps`"):
         read_weights(FORMATS / f"{name}.pth")
 
 

@@ -15,6 +15,7 @@ State = Mapping[str, Tensor]
 """Names of a network's entries -> tensors, in the file's order."""
 
 EMA = "an average over training (EMA), stored beside the raw weights"
+OURS = "the average (EMA) that this project keeps, or what was converted"
 AS_STORED = "one set of weights; nothing says whether they are an average"
 RAW = "raw training weights: the file holds no average"
 

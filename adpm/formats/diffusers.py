@@ -19,6 +19,8 @@ from torch import Tensor
 from adpm.families import Kind
 from adpm.formats.checkpoint import Checkpoint, FormatFacts, Opened, State, as_state, is_state, unknown_layout
 from adpm.formats.opening import opened, read_json
+from adpm.formats.shapes.shape import WITH_HEAD as _WITH_HEAD
+from adpm.formats.shapes.shape import Shape
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
@@ -140,6 +142,28 @@ def _blocks(state: State) -> int:
     """One more than the largest number of a block within a level, by either spelling."""
     found = (re.search(r"\.(?:resnets|block|attn)\.(\d+)\.", name) for name in state)
     return 1 + max((int(match[1]) for match in found if match), default=0)
+
+
+def config_of(shape: Shape) -> dict[str, Any] | None:
+    """The config of the UNet2DModel that a network of the family `ddpm` is; None for others."""
+    if shape.family not in _FAMILIES or shape.head in _WITH_HEAD or shape.classes:
+        return None
+    down = ["AttnDownBlock2D" if level in shape.attends else "DownBlock2D" for level in range(len(shape.mult))]
+    return {
+        **_DDPM,
+        "_class_name": next(iter(_CLASSES)),
+        "block_out_channels": [mult * shape.width for mult in shape.mult],
+        "down_block_types": down,
+        "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
+        "in_channels": shape.channels,
+        "out_channels": shape.outputs,
+        "layers_per_block": shape.blocks,
+        "mid_block_type": "UNetMidBlock2D",
+        "dropout": 0.0,
+    }
+
+
+_FAMILIES = frozenset({"ddpm"})
 
 
 # Folders

@@ -10,8 +10,8 @@ from adpm.formats.checkpoint import Checkpoint, FormatFacts, Opened
 
 def _array(file: Opened) -> Checkpoint:
     shape = file.content.shape
-    told = f"`ms_eps` of a process of {shape[0] - 1} steps" if len(shape) == 1 else f"array of shape {shape}"
-    return Checkpoint({}, "none", unusable=f"it is no network but an {told}; name it in `ms_eps`")
+    told = f"mean squares for {shape[0] - 1} steps" if len(shape) == 1 else f"an array of shape {shape}"
+    return Checkpoint({}, "none", unusable=f"it holds {told}; name such a file in `ms_eps`")
 
 
 ARRAY = Kind(_array, "an ms_eps file, one array", FormatFacts(lambda file: isinstance(file.content, np.ndarray)))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adpm.errors import UserError
 from adpm.families import Kind
-from adpm.formats.checkpoint import AS_STORED, EMA, RAW, Checkpoint, FormatFacts, Opened, as_state, is_state
+from adpm.formats.checkpoint import AS_STORED, EMA, OURS, RAW, Checkpoint, FormatFacts, Opened, as_state, is_state
 from adpm.formats.checkpoint import unknown_layout as unknown
 from adpm.formats.names import alphas_cumprod, noise_levels, taken_apart
 
@@ -32,8 +32,7 @@ def checkpoint_of(stored: Mapping[Any, Tensor], chosen: str, **more: Any) -> Che
 
 
 def _bare(opened: Opened) -> Checkpoint:
-    ours = "adpm" in opened.metadata
-    return checkpoint_of(opened.content, EMA if ours else AS_STORED)
+    return checkpoint_of(opened.content, OURS if "adpm" in opened.metadata else AS_STORED)
 
 
 def _wrapped(opened: Opened) -> Checkpoint:

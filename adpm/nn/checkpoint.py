@@ -23,6 +23,10 @@ from adpm.errors import UserError
 _IGNORED = frozenset({"sigmas"})
 
 
+_CONVERTED = "converted"
+"""In the header of what others have trained: where it came from."""
+
+
 def save_weights(path: Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write a state dict with a JSON header to a safetensors file (whole-or-absent is the caller's part)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -30,12 +34,13 @@ def save_weights(path: Path, state: Mapping[str, Tensor], header: Mapping[str, A
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """What a file of ours says about itself; {} for files of others."""
+    """What a file of ours says about its training; {} for files of others, converted ones among them."""
     if path.suffix != ".safetensors" or not path.is_file():  # no pipe is a file
         return {}
     try:
         with safe_open(str(path), framework="pt") as file:
-            return dict(json.loads((file.metadata() or {}).get("adpm", "{}")))
+            header = dict(json.loads((file.metadata() or {}).get("adpm", "{}")))
+            return {} if _CONVERTED in header else header
     except (SafetensorError, ValueError, TypeError):
         return {}
 
@@ -59,20 +64,24 @@ def load_part(
             trained.
     """
     own = {name: tensor for name, tensor in network.state_dict().items() if name in names and name not in _IGNORED}
-    given = {name: tensor for name, tensor in state.items() if name not in _IGNORED}
-    missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-    shapes = [
-        f"{n} {tuple(given[n].shape)} instead of {tuple(own[n].shape)}"
-        for n in own.keys() & given.keys()
-        if given[n].shape != own[n].shape
-    ]
-    problems = [("missing", missing), ("left over", extra), ("of another shape", sorted(shapes))]
-    told = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in problems if names)
-    if told:
+    if told := misfit(own, state):
         raise UserError(f"weights '{source}' do not fit the network ({told}).")
-    taken = {name: _like(given[name], tensor) for name, tensor in own.items()}
+    taken = {name: _like(state[name], tensor) for name, tensor in own.items()}
     del own  # the network's own tensors go as they are replaced
     network.load_state_dict(taken, strict=False, assign=shared)
+
+
+def misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What a network's entries and given ones do not have in common, in words; "" where they agree."""
+    due, given = ({n: t.shape for n, t in s.items() if n not in _IGNORED} for s in (own, state))
+    missing, extra = sorted(due.keys() - given.keys()), sorted(given.keys() - due.keys())
+    shapes = [
+        f"{name} {tuple(given[name])} instead of {tuple(due[name])}"
+        for name in due.keys() & given.keys()
+        if given[name] != due[name]
+    ]
+    problems = [("missing", missing), ("left over", extra), ("of another shape", sorted(shapes))]
+    return "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in problems if names)
 
 
 def _like(tensor: Tensor, own: Tensor) -> Tensor:

@@ -13,10 +13,12 @@ from adpm.members import MEMBERS
 from adpm.nn import NETWORKS
 from adpm.run.data import DATA_SETS
 from adpm.run.house import House
+from adpm.run.layouts import LAYOUTS
 from adpm.run.metrics import FEATURES
 from adpm.run.models import DENOISERS
 from adpm.run.modes.estimate import STATISTICS
 from adpm.run.modes.likelihood import LIKELIHOODS
+from adpm.run.of_file import NETWORKS as OF_FILE
 from adpm.run.times import TIMES
 from adpm.run.training import SCHEDULES
 from adpm.run.work import PRECISIONS
@@ -24,7 +26,7 @@ from adpm.run.work import PRECISIONS
 CORE: Families = {
     **MEMBERS,
     "data": DATA_SETS,
-    "network": NETWORKS,
+    "network": {**NETWORKS, **OF_FILE},
     "denoiser": DENOISERS,
     "times": TIMES,
     "schedule": SCHEDULES,
@@ -32,6 +34,7 @@ CORE: Families = {
     "statistics": STATISTICS,
     "precision": PRECISIONS,
     "features": FEATURES,
+    "layout": LAYOUTS,
 }
 
 PACKAGES = ("sde.members", "covariance.members")

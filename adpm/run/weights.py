@@ -122,7 +122,8 @@ def load_trunk(place: Place, network: Headed) -> tuple[Path, str]:
 def assumed(place: Place) -> str:
     """What a file of others does not say, as this run takes it."""
     fields = place.table.part(place.config, "weights")
-    shown = ("process.name", "denoiser.predicts", "denoiser.label", "denoiser.time_shift", "data.low", "data.high")
+    told = ("process.name", "denoiser.predicts", "denoiser.label", "denoiser.time_shift")
+    shown = (*told, "data.low", "data.high", "network.num_heads")
     return ", ".join(f"{name} = {fields[name]}" for name in shown if name in fields)
 
 

@@ -28,9 +28,9 @@ def _read(sizes: Sizes) -> Shape:
         raise ValueError(f"{len(blocks)} blocks and {resampling} that resample make no levels")
     firsts = [blocks[level * per_level] for level in range(levels)]
     has_head, has_block = "conv_out2.weight" in sizes, "before_out2.Conv_0.weight" in sizes
-    usual: dict[str, Any] = {"process": "vp", "label": "time_999", "predicts": "eps", "low": -1.0}
+    usual: dict[str, Any] = {"process": "vp", "t_min": 1e-5, "label": "time_999", "predicts": "eps", "low": -1.0}
     if fourier:
-        usual = {"process": "ve", "label": "sigma", "predicts": "score", "low": 0.0}
+        usual = {"process": "ve", "t_min": 1e-5, "label": "sigma", "predicts": "score", "low": 0.0}
     return Shape(
         "score_sde",
         f"a score_sde {'VE' if fourier else 'VP'}",
@@ -45,6 +45,7 @@ def _read(sizes: Sizes) -> Shape:
         ("complex" if has_block else "simple") if has_head else "none",
         {"variant": "ve" if fourier else "vp"},
         usual=usual,
+        fixed={"label": "sigma"} if fourier else {},
     )
 
 

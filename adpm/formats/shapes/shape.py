@@ -34,6 +34,7 @@ class Shape:
         classes: labels that the network is conditioned on; 0: none.
         outputs: channels that come out, a head's not counted.
         usual: parameters of the rest, which no entry tells, as published files of this kind have them.
+        fixed: parameters that the architecture settles.
     """
 
     family: str
@@ -51,6 +52,7 @@ class Shape:
     assumed: Mapping[str, Any] = field(default_factory=dict)
     classes: int = 0
     usual: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def least_side(self) -> int:
@@ -79,12 +81,12 @@ class Shape:
             f"{self.channels} channel{'s' * (self.channels != 1)}",
         ]
         told += [f"{self.outputs} outputs"] if self.outputs != self.channels else []
-        told += [f"a {self.head} head"] if self.head in _WITH_HEAD else []
+        told += [f"a {self.head} head"] if self.head in WITH_HEAD else []
         told += [f"{self.classes} classes"] if self.classes else []
         return f"{self.kind} network, {', '.join(told)}"
 
 
-_WITH_HEAD = frozenset({"simple", "complex"})
+WITH_HEAD = frozenset({"simple", "complex"})
 
 
 @dataclass(frozen=True)
