@@ -77,7 +77,7 @@ def recognise(path: Path) -> Recognised:
 
 
 def check_weights(place: Place, shape: tuple[int, ...]) -> None:
-    """A run's file of others is of its network, and what it says of the process is so; files of ours say it when loaded.
+    """A run's file of others is of its network, and what it says of the process is so; ours say it when loaded.
 
     Args:
         place: where weights are found.
