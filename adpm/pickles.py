@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
 
-def _numpy_globals() -> list[Any]:
+def numpy_globals() -> list[Any]:
     """What pickled numpy arrays and scalars need, under the module names of numpy 1 and of numpy 2."""
     core = np._core.multiarray  # type: ignore[attr-defined]
     return [
@@ -24,12 +25,15 @@ def _numpy_globals() -> list[Any]:
     ]
 
 
-def safe_load(path: Path) -> Any:
+def safe_load(file: Path | IO[bytes]) -> Any:
     """The object in a `torch.save` file, on the CPU: tensors, plain containers, numpy arrays and scalars.
+
+    Tensors in a file of torch's own archive are mapped: what is not looked at takes no memory.
 
     Raises:
         pickle.UnpicklingError: if the file needs anything else to be run or imported.
         Exception: in torch's many ways, if the file is not whole.
     """
-    with torch.serialization.safe_globals(_numpy_globals()):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals(numpy_globals()):
+        mapped = isinstance(file, Path) and zipfile.is_zipfile(file)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)

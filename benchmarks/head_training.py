@@ -22,9 +22,10 @@ from adpm import ideal
 from adpm.denoiser import Prediction, per_sample
 from adpm.draws import Source, measure
 from adpm.errors import UserError
+from adpm.formats import read_weights
 from adpm.likelihood import Levels
 from adpm.moments import MomentTable, spread_times
-from adpm.nn.checkpoint import read_header, read_weights, save_weights
+from adpm.nn.checkpoint import read_header, save_weights
 from adpm.nn.iddpm_layers import timestep_embedding
 from adpm.noise import KeyedNoise
 from adpm.objective import ObjectiveNeeds

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from adpm.denoiser import Denoiser, TimeLabel, index_label
+from adpm.formats import read_weights
 from adpm.nn import iddpm, score_sde
-from adpm.nn.checkpoint import load_weights, read_header, read_weights
+from adpm.nn.checkpoint import load_weights, read_header
 from adpm.process import Array, DiscreteProcess, Process, linear_betas
 from sde.process import VE, VP
 

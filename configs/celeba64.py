@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from configs import base, published
 
+CHECKPOINTS = ("", "sn", "npr")
+
 
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()

@@ -16,6 +16,9 @@ from configs import base, published
 from configs.digits_sde import subvp, ve, vp
 from configs.toy_sde import with_preset
 
+CHECKPOINTS = ("vp", "subvp", "ve", "vp_sn", "vp_npr")
+"""Variants of networks that people have files of."""
+
 
 def _vp_head(objective: str) -> Callable[[ConfigDict], None]:
     def change(config: ConfigDict) -> None:

@@ -47,6 +47,10 @@ def _learned(config: ConfigDict) -> None:
     config.train.iterations = 6_000
 
 
+CHECKPOINTS = ("", "learned")
+"""Variants of shipped networks."""
+
+
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
     config.evaluate.features = "digits"

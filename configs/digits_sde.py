@@ -52,6 +52,10 @@ def _vp_head(objective: str) -> Callable[[ConfigDict], None]:
     return change
 
 
+CHECKPOINTS = ("vp", "ve")
+"""Variants of shipped networks."""
+
+
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
     config.evaluate.features = "digits"

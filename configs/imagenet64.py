@@ -14,6 +14,9 @@ from configs import base, published
 HEADS = {"sn": "complex", "npr": "simple"}
 
 
+CHECKPOINTS = ("", "sn", "npr")
+
+
 def _learned(config: ConfigDict) -> None:
     config.rule.name = "learned"
 

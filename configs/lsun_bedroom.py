@@ -13,6 +13,9 @@ from configs import base, published
 HEADS = {"sn": "complex", "npr": "simple"}
 
 
+CHECKPOINTS = ("", "sn", "npr")
+
+
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
     config.data.name = "lsun"

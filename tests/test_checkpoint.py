@@ -16,8 +16,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from adpm.errors import UserError
-from adpm.nn.checkpoint import load_weights, read_header, read_weights, save_weights, state_hash
+from adpm.formats import read_weights
+from adpm.nn.checkpoint import give_up, load_part, load_weights, read_header, save_weights, state_hash
 from adpm.nn.iddpm import UNet
+from benchmarks import loading
 from tests.goldens import DATA, filled_state, golden, golden_json, unet_options
 
 FORMATS = DATA / "formats"
@@ -198,10 +200,22 @@ def test_a_prefix_of_some_names_is_part_of_them(tmp_path: Path) -> None:
     assert list(read_weights(path)) == ["module.a", "b"]
 
 
-def test_an_average_beside_the_weights_is_not_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("state_dict", "ema_state_dict"), ("model", "model_ema"), ("model", "ema")])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_an_average_of_the_same_names_is_taken(tmp_path: Path, names: tuple[str, str], prefix: str) -> None:
+    ema, raw = ema_and_raw("plain_iddpm_head")
+    path = tmp_path / "weights.pt"
+    torch.save({names[0]: prefixed(prefix, raw), names[1]: ema, "step": 3}, path)
+    check_output(path, "plain_iddpm_head")
+
+
+def test_an_average_that_cannot_be_told_apart_is_not_passed_over(tmp_path: Path) -> None:
     path, state = tmp_path / "weights.pt", read_weights(HEAD)
-    torch.save({"state_dict": state, "ema_state_dict": state}, path)
+    torch.save({"state_dict": state, "ema_state_dict": {n.replace(".", ""): t for n, t in state.items()}}, path)
     with pytest.raises(UserError, match=r"weights\.pt' holds 'ema_state_dict' beside its weights, in a layout"):
+        read_weights(path)
+    torch.save({"state_dict": state, "ema": state, "ema_99": state}, path)
+    with pytest.raises(UserError, match=r"weights\.pt' holds 'ema' beside its weights, in a layout"):
         read_weights(path)
 
 
@@ -338,3 +352,27 @@ def test_unknown_layouts_are_refused(tmp_path: Path, stored: object) -> None:
     torch.save(stored, path)
     with pytest.raises(UserError, match=r"weights\.pth' is not in a layout this project reads"):
         read_weights(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_are_held_once(tmp_path: Path, suffix: str) -> None:
+    """The network takes the file's own tensors, which are mapped; others of the file are not touched."""
+    network, path = build("plain_iddpm_head"), tmp_path / f"weights{suffix}"
+    state = read_weights(HEAD)
+    save_weights(path, state, {}) if suffix == ".safetensors" else torch.save(state, path)
+    mapped, trunk = read_weights(path), network.trunk_state().keys()
+    before = {name: tensor.clone() for name, tensor in network.head().state_dict().items()}
+    give_up(network, trunk)
+    assert all(p.is_meta != network.in_head(name) for name, p in network.named_parameters())
+    load_part(network, {name: mapped[name] for name in trunk}, "there", trunk, shared=True)
+    assert all(p.data_ptr() == mapped[name].data_ptr() for name, p in network.named_parameters() if name in trunk)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.head().state_dict().items())
+    with torch.no_grad():
+        network.get_parameter("out.2.bias").add_(1.0)  # of this process alone
+    assert torch.equal(read_weights(path)["out.2.bias"], state["out.2.bias"])
+
+
+def test_loading_peaks_below_the_goal() -> None:
+    """52 million parameters, in a process of its own."""
+    weights, _, found = loading.measure("ours", 128)
+    assert weights > 2e8 and 0.9 * weights < found["bytes"] < loading.GOAL * weights

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from adpm.errors import UserError
-from adpm.nn.checkpoint import read_header, read_weights
+from adpm.formats import read_weights
+from adpm.nn.checkpoint import read_header
 from adpm.run import cifar10
 from adpm.run.assembly import Session
 from adpm.run.cifar10 import ARCHIVE

@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adpm.errors import UserError
+from adpm.formats import read_weights
+from adpm.formats.diffusers import current_names
 from adpm.nn import NETWORKS
-from adpm.nn.checkpoint import load_weights, read_weights, save_weights
+from adpm.nn.checkpoint import load_weights, save_weights
 from adpm.nn.ddpm import UNet
-from adpm.nn.diffusers_folder import current_names
 from adpm.nn.diffusers_unet import UNet2D
 from adpm.run.assembly import Session
 from adpm.run.cli import run
@@ -89,7 +90,7 @@ def test_folders_with_their_weights(tmp_path: Path, file: str, old: bool, where:
     assert any(".query." in name for name in state) == old
     path = inside / f"diffusion_pytorch_model.{file}"
     (save_file if file == "safetensors" else torch.save)(state, path)
-    load_weights(network, read_weights(tmp_path), str(tmp_path))
+    load_weights(network, read_weights(tmp_path, own_names=True), str(tmp_path))
     with torch.no_grad():
         found = network(torch.as_tensor(stored["x"]), torch.as_tensor(stored["t"]))
     assert worst(found, stored["y"]) < TOLERANCE
@@ -232,7 +233,7 @@ def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no folder of a diffusers network: it has no config\.json"):
         build((1, 8, 8), pretrained=str(tmp_path))
     folder(tmp_path, SMALL)
-    with pytest.raises(UserError, match=r"holds no weights: diffusion_pytorch_model\.safetensors or "):
+    with pytest.raises(UserError, match=r"nor config\.json and weights of diffusers; name the file in it"):
         read_weights(tmp_path)
     for text, told in (("{", "is not a whole JSON file"), ("[1]", "does not say what a network is")):
         (tmp_path / "config.json").write_text(text)

@@ -11,7 +11,7 @@ import torch
 
 import adpm
 from adpm.errors import UserError
-from adpm.nn.checkpoint import read_weights
+from adpm.formats import read_weights
 from adpm.run import pictures
 from adpm.run.assembly import Session
 from adpm.run.config import load_config

@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from adpm.costs import measured_costs
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
+from adpm.formats import read_weights
 from adpm.likelihood import keyed_noise, path_terms
-from adpm.nn.checkpoint import read_header, read_weights, save_weights
+from adpm.nn.checkpoint import read_header, save_weights
 from adpm.paths import planning_images
 from adpm.planning import planner
 from adpm.run.assembly import Session

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from adpm.errors import UserError
-from adpm.nn.checkpoint import read_header, read_weights, save_weights
+from adpm.formats import read_weights
+from adpm.nn.checkpoint import read_header, save_weights
 from adpm.run.assembly import Session
 from adpm.run.config import load_config
 from adpm.run.families import house

@@ -20,7 +20,7 @@ ORDER = (
     "coordinates coordinate_draws gaussian variance shortest_path costs planning published_split shortened solver "
     "exponential multistep published_multistep start sampler reference fitting fitted trajectory ems ems_integrals "
     "dpm_solver_v3 neighbours likelihood cost_table objective members ems_measure drawing bound paths jump explained "
-    "plots conventions measured subject model diffusers nn run"
+    "plots conventions measured subject model diffusers nn formats run"
 ).split()
 FOLDERS = ("adpm", "sde", "covariance")
 SOURCES = {str(p.relative_to(ROOT)): p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))}
@@ -86,7 +86,12 @@ def test_imports_run_down_the_list(name: str) -> None:
 
 def test_every_module_has_its_place() -> None:
     """In the list, and in the one that the package shows its readers."""
-    assert {p.stem for p in (ROOT / "adpm").glob("*.py")} - {"__init__"} == set(ORDER) - {"diffusers", "nn", "run"}
+    assert {p.stem for p in (ROOT / "adpm").glob("*.py")} - {"__init__"} == set(ORDER) - {
+        "diffusers",
+        "nn",
+        "formats",
+        "run",
+    }
     told = re.search(r"run down this list: ([^.]*)\.", adpm.__doc__ or "")
     assert told is not None and told.group(1).replace("\n", " ").split(", ") == ORDER
 

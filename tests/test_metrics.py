@@ -16,7 +16,8 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from adpm.errors import UserError
-from adpm.nn.checkpoint import read_header, read_weights
+from adpm.formats import read_weights
+from adpm.nn.checkpoint import read_header
 from adpm.nn.classifier import DigitFeatures
 from adpm.run.data import digits
 from adpm.run.metrics import CLASSIFIER, FEATURES, FrechetDistance, energy_distance

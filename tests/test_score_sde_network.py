@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from adpm.errors import UserError
+from adpm.formats import read_weights
 from adpm.nn import NETWORKS
-from adpm.nn.checkpoint import load_weights, read_weights, save_weights, state_hash
+from adpm.nn.checkpoint import load_weights, save_weights, state_hash
 from adpm.nn.fir import FirDown, FirUp
 from adpm.nn.score_sde import VARIANTS, NCSNpp
 from adpm.nn.score_sde_layers import Attention, FourierFeatures, PyramidDown, timestep_embedding

@@ -32,7 +32,9 @@ from adpm.run.checks import check_files, check_head_file, check_method, check_se
 from adpm.run.house import House
 from adpm.run.models import DenoiserNeeds, Loaded, outputs_of
 from adpm.run.naming import naming
+from adpm.run.of_file import completed
 from adpm.run.problem import Problem
+from adpm.run.recognised import check_weights
 from adpm.run.work import resolve_device, runnable, seeded
 from adpm.solver import Solver
 from adpm.start import Start, StartNeeds
@@ -63,7 +65,7 @@ class Session(Problem):
         """
         whole = copy.deepcopy(config)
         house.table.complete(whole)
-        session = cls(FrozenConfigDict(whole), house, workdir, trains)
+        session = cls(FrozenConfigDict(completed(whole, house)), house, workdir, trains)
         session._check()
         return session
 
@@ -103,6 +105,7 @@ class Session(Problem):
         classes.check_classes(self)
         if self.trainable:
             check_second_output(self.config, self.house.families, *self.outputs)
+            check_weights(self.place, self.data.shape)
         self._check_method()
         store.check_writable(self.workdir)
 

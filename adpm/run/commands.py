@@ -8,9 +8,11 @@ from adpm.errors import UserError
 from adpm.run.assembly import Session
 from adpm.run.config import Job, Mode
 from adpm.run.modes.compare import compare
+from adpm.run.modes.convert import convert
 from adpm.run.modes.describe import describe
 from adpm.run.modes.estimate import estimate
 from adpm.run.modes.evaluate import evaluate
+from adpm.run.modes.inspect import inspect
 from adpm.run.modes.likelihood import likelihood
 from adpm.run.modes.sample import sample
 from adpm.run.modes.train import train
@@ -39,4 +41,6 @@ MODES: dict[str, Mode] = {
     "evaluate": _of_no_grid(evaluate),
     "compare": compare,
     "describe": describe,
+    "inspect": inspect,
+    "convert": convert,
 }

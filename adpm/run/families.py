@@ -14,10 +14,12 @@ from adpm.nn import NETWORKS
 from adpm.run.data import DATA_SETS
 from adpm.run.distances import MEASURES
 from adpm.run.house import House
+from adpm.run.layouts import LAYOUTS
 from adpm.run.metrics import FEATURES
 from adpm.run.models import DENOISERS
 from adpm.run.modes.estimate import STATISTICS
 from adpm.run.modes.likelihood import LIKELIHOODS
+from adpm.run.of_file import NETWORKS as OF_FILE
 from adpm.run.pictures import CROPS, RESAMPLES
 from adpm.run.times import TIMES
 from adpm.run.training import SCHEDULES
@@ -26,7 +28,7 @@ from adpm.run.work import PRECISIONS
 CORE: Families = {
     **MEMBERS,
     "data": DATA_SETS,
-    "network": NETWORKS,
+    "network": {**NETWORKS, **OF_FILE},
     "denoiser": DENOISERS,
     "times": TIMES,
     "schedule": SCHEDULES,
@@ -37,6 +39,7 @@ CORE: Families = {
     "measure": MEASURES,
     "crop": CROPS,
     "resample": RESAMPLES,
+    "layout": LAYOUTS,
 }
 
 PACKAGES = ("sde.members", "covariance.members")

@@ -37,6 +37,7 @@ SECTIONS: dict[str, dict[str, Field]] = {
     "network": {
         "name": Field("iddpm", "the network family", choices="network", of=(*_MODEL, "head")),
         "pretrained": Field("", "weights that are used until this workdir has trained its own", of=()),
+        "save_as": Field("ours", "the layout that --mode=convert writes", choices="layout", of=()),
         "head_pretrained": Field("", "the same for the head; empty = the one in the weights' own file, if any", of=()),
     },
     "denoiser": {

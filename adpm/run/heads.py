@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from adpm.errors import UserError
-from adpm.nn.checkpoint import load_part, read_header, read_weights, state_hash
+from adpm.formats import read_weights
+from adpm.nn.checkpoint import load_part, read_header, state_hash
 from adpm.nn.heads import Headed
 from adpm.run.models import Loaded
 from adpm.run.weights import Place, located, trunk_file, weights_header

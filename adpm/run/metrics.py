@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from adpm.errors import UserError
 from adpm.families import Kind
-from adpm.nn.checkpoint import load_weights, read_weights
+from adpm.formats import read_weights
+from adpm.nn.checkpoint import load_weights
 from adpm.nn.classifier import DigitFeatures
 
 CLASSIFIER = Path(__file__).resolve().parents[2] / "pretrained" / "digits_classifier.safetensors"

@@ -202,6 +202,14 @@ class Table:
         _set(config, fields)
         self.prune(config)
 
+    def set(self, config: ConfigDict, fields: Mapping[str, Any]) -> None:
+        """Set fields by their dotted names, whatever they have been."""
+        _set(config, fields)
+
+    def unset(self, config: ConfigDict, names: Iterable[str]) -> None:
+        """Leave fields open: whoever completes the config says them."""
+        _set(config, {name: placeholder(self.field(name).kind) for name in names})
+
     def prune(self, config: ConfigDict) -> None:
         """Unset what nobody reads: fields that several configs share are for those that read them."""
         shared = [_dotted(s, k) for s, fields in self.sections.items() for k, f in fields.items() if f.of is not None]

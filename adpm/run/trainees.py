@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adpm.errors import UserError
 from adpm.families import Kind
-from adpm.nn.checkpoint import read_weights
+from adpm.formats import read_weights
 from adpm.objective import Objective
 from adpm.progress import say
 from adpm.run import heads, weights

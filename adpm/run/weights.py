@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from adpm.errors import UserError
-from adpm.nn.checkpoint import load_part, read_header, read_weights
+from adpm.formats import read_weights
+from adpm.nn.checkpoint import give_up, load_part, read_header
 from adpm.nn.heads import Headed
 from adpm.process import Process
 from adpm.run.store import differences, digest
@@ -109,10 +110,11 @@ def load_trunk(place: Place, network: Headed) -> tuple[Path, str]:
             f"weights '{found}' were trained for another process of the same name (the log-SNR of its times differs); "
             "set config.process to that one, or name other weights."
         )
-    state = read_weights(found)
+    give_up(network, network.trunk_state().keys())
+    state = read_weights(found, own_names=network.OWN_NAMES)
     if network.has_head:
         state = {name: tensor for name, tensor in state.items() if not network.in_head(name)}
-    load_part(network, state, str(found), network.trunk_state().keys())
+    load_part(network, state, str(found), network.trunk_state().keys(), shared=True)
     network.eval().requires_grad_(False)
     return found, "" if header else assumed(place)
 
@@ -120,7 +122,8 @@ def load_trunk(place: Place, network: Headed) -> tuple[Path, str]:
 def assumed(place: Place) -> str:
     """What a file of others does not say, as this run takes it."""
     fields = place.table.part(place.config, "weights")
-    shown = ("process.name", "denoiser.predicts", "denoiser.label", "denoiser.time_shift", "data.low", "data.high")
+    told = ("process.name", "denoiser.predicts", "denoiser.label", "denoiser.time_shift")
+    shown = (*told, "data.low", "data.high", "network.num_heads")
     return ", ".join(f"{name} = {fields[name]}" for name in shown if name in fields)
 
 
