@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adpm.families import Field, Kind
-from adpm.nn import iddpm, score_sde
+from adpm.nn import iddpm, mlp, score_sde
 from adpm.nn.heads import UNET_FIELDS
 
 NETWORKS: dict[str, Kind] = {
@@ -25,6 +25,15 @@ NETWORKS: dict[str, Kind] = {
             **UNET_FIELDS,
             "variant": Field("vp", "vp (DDPM++) | ve (NCSN++)"),
             "attention_resolutions": Field(None, "sides of the levels with attention; unset: none", type=tuple),
+        },
+    ),
+    "mlp": Kind(
+        mlp.build,
+        "a residual perceptron on vectors",
+        fields={
+            "width": Field(512, "of the hidden layers, even", low=2),
+            "depth": Field(4, "residual blocks", low=1),
+            **{name: UNET_FIELDS[name] for name in ("dropout", "head")},
         },
     ),
 }
