@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adpm.families import Field, Kind
-from adpm.nn import ddpm, diffusers_unet, iddpm, score_sde
+from adpm.nn import ddpm, diffusers_unet, iddpm, mlp, score_sde
 from adpm.nn.heads import UNET_FIELDS, NetworkFacts
 
 _RESOLUTIONS = Field(None, "sides of the levels with attention; unset: none", type=tuple)
@@ -48,6 +48,16 @@ NETWORKS: dict[str, Kind] = {
             **UNET_FIELDS,
             "variant": Field("vp", "vp (DDPM++) | ve (NCSN++)"),
             "attention_resolutions": _RESOLUTIONS,
+        },
+    ),
+    "mlp": Kind(
+        mlp.build,
+        "a residual perceptron on vectors",
+        NetworkFacts(),
+        fields={
+            "width": Field(512, "of the hidden layers, even", low=2),
+            "depth": Field(4, "residual blocks", low=1),
+            **{name: UNET_FIELDS[name] for name in ("dropout", "head")},
         },
     ),
 }

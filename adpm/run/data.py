@@ -13,7 +13,7 @@ from torch import Tensor
 from adpm import ideal
 from adpm.errors import UserError
 from adpm.families import Field, Kind
-from adpm.run import arrays, cifar10, imagenet64
+from adpm.run import arrays, cifar10, imagenet64, vectors
 from adpm.run.dataset import DRAWN, DataFacts, DataSet, flips_field, range_fields
 from adpm.run.folders import FOLDERS
 from adpm.run.stored import Later
@@ -125,11 +125,24 @@ def array_images(*, file: str, test_file: str = "", held_out: int = 0, low: floa
     return DataSet("arrays", sets, 256, low, high, labelled, digest=content)
 
 
+def vectors_of(*, file: str, held_out: int = 0, low: float = -1.0, high: float = 1.0) -> DataSet:
+    """Your own vectors in one file: see `adpm.run.vectors`. The last `held_out` are for test (0: a fifth)."""
+    found = vectors.read_vectors(Path(file))
+    vectors.require_range(found, low, high)
+    kept = len(found) - (held_out or len(found) // 5)
+    if not 0 < kept < len(found):
+        raise UserError(f"`held_out` = {held_out} leaves {max(kept, 0)} of {len(found)} vectors to train on.")
+    content = hashlib.sha256(found.numpy().tobytes()).hexdigest()[:12]
+    return DataSet("vectors", {"train": found[:kept], "test": found[kept:]}, 0, low, high, {}, digest=content)
+
+
 _PLACE = {
     "folder": Field("data", "where the archive lies, or its content", of=()),
     "download": Field(False, "fetch the archive when it is not there", of=()),
     "verify": Field(False, "first check that the archive is the published one, by its SHA-256", of=()),
 }
+
+_HELD_OUT = Field(0, "examples at the end that are for test; 0 = a fifth", low=0, of=DRAWN)
 
 DATA_SETS: dict[str, Kind] = {
     "digits": Kind(digits, "scikit-learn's 1,797 handwritten digits, 8x8, 17 levels", DataFacts(), range_fields()),
@@ -177,7 +190,17 @@ DATA_SETS: dict[str, Kind] = {
         {
             "file": Field("", "npz (`images`, `labels`), npy or IDX (MNIST's), uint8 [n, H, W] or [n, H, W, C]", of=()),
             "test_file": Field("", "the same for test; empty = the last images of `data.file`", of=()),
-            "held_out": Field(0, "images at the end that are for test; 0 = a fifth", low=0, of=DRAWN),
+            "held_out": _HELD_OUT,
+            **range_fields(),
+        },
+    ),
+    "vectors": Kind(
+        vectors_of,
+        "your own vectors in an npz or npy file, such as embeddings, continuous values",
+        DataFacts(lambda **options: vectors.missing(options.get("file", ""))),
+        {
+            "file": Field("", "npz (`vectors`) or npy, floating-point numbers [n, d]", of=()),
+            "held_out": _HELD_OUT,
             **range_fields(),
         },
     ),
