@@ -34,7 +34,7 @@ PAGES = {
     path: path.read_text()
     for path in (
         ROOT / "README.md",
-        *(ROOT / "docs" / name for name in ("results.md", "solvers.md", "spectral.md", "data.md")),
+        *(ROOT / "docs" / name for name in ("results.md", "solvers.md", "spectral.md", "data.md", "diffusers.md")),
     )
 }  # comparison.md repeats
 
@@ -89,6 +89,10 @@ SHORTER = {
         *["--workers=1", "--trajectories=even", "--only", "DDIM", "adpm UniPC", "adpm spectral, eta 0"],
     ],
     "benchmarks.planning": ["--quick"],
+    "benchmarks.scheduler": [
+        *["--steps=3", "--samples=40", "--seeds=2", "--draws=20", "--times=12"],
+        *["--only", "spectral, least-cost, eta 0.5"],
+    ],
     "benchmarks.spectral_bits": [
         *["--models", "linear", "--images=6", "--draws=16", "--times=12", "--steps", "3", "5"],
     ],
@@ -119,6 +123,7 @@ WITH_WORKDIR = (
     "benchmarks.integrators",
     "benchmarks.jumps",
     "benchmarks.peers",
+    "benchmarks.scheduler",
     "benchmarks.spectral_bits",
 )
 FEW_DRAWS = ["--config.moments.draws=12", "--config.moments.times=12"]
