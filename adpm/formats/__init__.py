@@ -6,6 +6,7 @@ averaged weights the average is taken, and said. What network the entries are of
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -57,16 +58,21 @@ def read(path: Path) -> tuple[Kind, Checkpoint]:
     return kind, checkpoint
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, names: Collection[str] = ()) -> dict[str, Tensor]:
     """The weights in a checkpoint that are to be used, under the names of our networks; raises as `read` does.
+
+    Args:
+        path: of the file or folder.
+        names: of the network, if it is one that may keep the names of others.
 
     Raises:
         UserError: if no network of ours computes what the stored one does.
     """
     _, checkpoint = read(path)
-    if checkpoint.unusable:
+    state = checkpoint.under(names)
+    if checkpoint.unusable and not set(names) & state.keys():
         raise UserError(f"weights file '{path}' fits no network of this project: {checkpoint.unusable}.")
-    return dict(checkpoint.state)
+    return dict(state)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -201,7 +201,7 @@ def _convert(found: Opened) -> Checkpoint:
     if others := deviations(config):
         why = f"it is a UNet2DModel with {', '.join(others[:3])}, which is not DDPM's"
         return Checkpoint(state, unusable=why, **told)
-    return Checkpoint(to_ddpm(state, len(config["block_out_channels"])), **told)
+    return Checkpoint(to_ddpm(state, len(config["block_out_channels"])), native=state, **told)
 
 
 _CLASSES = frozenset({"UNet2DModel"})

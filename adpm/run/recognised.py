@@ -19,7 +19,7 @@ from adpm.errors import UserError
 from adpm.families import Family
 from adpm.formats import read
 from adpm.formats.checkpoint import Checkpoint
-from adpm.formats.shapes import shape_of
+from adpm.formats.shapes import READERS, shape_of
 from adpm.formats.shapes.shape import Shape
 from adpm.nn.checkpoint import read_header
 from adpm.process import Process
@@ -110,7 +110,7 @@ def require_usable(found: Recognised, networks: Family) -> Shape:
         raise UserError(f"{told} are of no network that is known here (their names: {first}, ...).")
     if shape.family not in networks:
         raise UserError(f"{told} are of {shape}, which no family here runs.")
-    if shape.classes:
+    if shape.classes and "num_classes" not in networks[shape.family].fields:
         raise UserError(f"{told} are of {shape}; networks here take no labels.")
     return shape
 
@@ -128,6 +128,8 @@ def require_fit(found: Recognised, config: Mapping[str, Any], shape: tuple[int, 
         UserError: if a field of the network is another in the file, or its channels are.
     """
     network = found.shape
+    if config["network"]["name"] not in READERS:
+        return  # a family that nobody reads off
     if found.checkpoint.unusable:
         require_usable(found, table.families["network"])
     if network is None:
