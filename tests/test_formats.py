@@ -229,6 +229,9 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         UserError, match=r"empty' is a folder with neither ema_models_states/model\.pth nor config\.json"
     ):
         read(tmp_path / "empty")
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"empty' holds no weights: diffusion_pytorch_model\.safetensors or"):
+        read(tmp_path / "empty")
 
 
 # Shapes

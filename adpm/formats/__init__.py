@@ -44,8 +44,8 @@ def read(path: Path) -> tuple[Kind, Checkpoint]:
     kind = next((kind for kind in FORMATS.values() if kind.facts.recognises(found)), None)
     if kind is None and path.is_dir():
         raise UserError(
-            f"weights '{path}' is a folder with neither ema_models_states/model.pth nor config.json and weights of "
-            "diffusers; name the file in it."
+            f"weights '{path}' is a folder with neither ema_models_states/model.pth nor config.json; "
+            "name the file in it."
         )
     if kind is None:
         raise unknown_layout(path)

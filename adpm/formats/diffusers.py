@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adpm.errors import UserError
 from adpm.families import Kind
 from adpm.formats.checkpoint import Checkpoint, FormatFacts, Opened, State, as_state, is_state, unknown_layout
 from adpm.formats.opening import opened, read_json
@@ -171,10 +172,8 @@ _FAMILIES = frozenset({"ddpm"})
 
 def home(path: Path) -> Path | None:
     """The folder of a network that a path means: itself, a pipeline's `unet`, or that of a file in it; None: none."""
-    for folder in (path, path / "unet") if path.is_dir() else (path.parent,) if path.name in WEIGHTS else ():
-        if (folder / "config.json").is_file() and any((folder / name).is_file() for name in WEIGHTS):
-            return folder
-    return None
+    places = (path, path / "unet") if path.is_dir() else (path.parent,) if path.name in WEIGHTS else ()
+    return next((folder for folder in places if (folder / "config.json").is_file()), None)
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -183,7 +182,10 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         UserError: if a file is missing or damaged.
     """
-    config, file = read_json(folder / "config.json"), next(folder / n for n in WEIGHTS if (folder / n).is_file())
+    config = read_json(folder / "config.json")
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"'{folder}' holds no weights: {' or '.join(WEIGHTS)} is looked for there.")
     content = opened(file).content
     if not is_state(content):
         raise unknown_layout(file)
