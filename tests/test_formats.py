@@ -168,6 +168,7 @@ def test_a_folder_of_diffusers(tmp_path: Path) -> None:
     for place in (new, deprecated, new / "diffusion_pytorch_model.safetensors", pipe):
         _, checkpoint = read(place)
         assert same(checkpoint.state, ddpm("ema/")) and checkpoint.side == 8 and checkpoint.schedule is None
+        assert same(read_weights(place, state.keys()), state), "for a network with diffusers' own names"
 
 
 def test_a_pipeline_says_its_schedule_and_prediction(tmp_path: Path) -> None:
@@ -227,6 +228,9 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"empty' is a folder with neither ema_models_states/model\.pth nor config\.json"
     ):
+        read(tmp_path / "empty")
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"empty' holds no weights: diffusion_pytorch_model\.safetensors or"):
         read(tmp_path / "empty")
 
 

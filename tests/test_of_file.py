@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from adpm.errors import UserError
+from adpm.families import Kind
 from adpm.formats import read_weights
 from adpm.formats.checkpoint import Checkpoint
 from adpm.formats.diffusers import config_of, deviations, from_ddpm
@@ -235,8 +236,8 @@ def test_a_family_that_is_not_here_is_said_and_classes_are_counted() -> None:
         require_usable(found, {})
     state["label_emb.weight"] = torch.zeros(10, 128)
     found = Recognised(Path("x"), "", Checkpoint(state), shape_of(state))
-    shape = require_usable(found, house().families["network"])
-    assert str(shape).endswith("a simple head, 10 classes") and shape.build_options(32)["num_classes"] == 10
+    with pytest.raises(UserError, match="a simple head, 10 classes; networks here take no labels"):
+        require_usable(found, {"iddpm": Kind(lambda: None, "one that takes no labels")})
 
 
 @pytest.mark.parametrize("change", ["renamed", "missing", "half"])

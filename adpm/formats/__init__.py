@@ -6,6 +6,7 @@ averaged weights the average is taken, and said. What network the entries are of
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -43,8 +44,8 @@ def read(path: Path) -> tuple[Kind, Checkpoint]:
     kind = next((kind for kind in FORMATS.values() if kind.facts.recognises(found)), None)
     if kind is None and path.is_dir():
         raise UserError(
-            f"weights '{path}' is a folder with neither ema_models_states/model.pth nor config.json and weights of "
-            "diffusers; name the file in it."
+            f"weights '{path}' is a folder with neither ema_models_states/model.pth nor config.json; "
+            "name the file in it."
         )
     if kind is None:
         raise unknown_layout(path)
@@ -57,22 +58,21 @@ def read(path: Path) -> tuple[Kind, Checkpoint]:
     return kind, checkpoint
 
 
-def read_weights(path: Path, own_names: bool = False) -> dict[str, Tensor]:
+def read_weights(path: Path, names: Collection[str] = ()) -> dict[str, Tensor]:
     """The weights in a checkpoint that are to be used, under the names of our networks; raises as `read` does.
 
     Args:
-        path: of the checkpoint.
-        own_names: under the names that the file has instead, for a network that is built from it.
+        path: of the file or folder.
+        names: of the network, if it is one that may keep the names of others.
 
     Raises:
         UserError: if no network of ours computes what the stored one does.
     """
     _, checkpoint = read(path)
-    if own_names:
-        return dict(checkpoint.state if checkpoint.stored is None else checkpoint.stored)
-    if checkpoint.unusable:
+    state = checkpoint.under(names)
+    if checkpoint.unusable and not set(names) & state.keys():
         raise UserError(f"weights file '{path}' fits no network of this project: {checkpoint.unusable}.")
-    return dict(checkpoint.state)
+    return dict(state)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -32,8 +32,8 @@ class Checkpoint:
         side: of the images, where the file says it.
         predicts: a prediction's name, where the file says it.
         remarks: what else was found, in sentences.
+        native: the weights under the names that they are stored by, for networks that keep these; {}: the same.
         unusable: why no network of ours computes what the stored one does, in words; "" where one may.
-        stored: the same weights under the file's own names, where these are others.
     """
 
     state: State
@@ -44,7 +44,11 @@ class Checkpoint:
     predicts: str = ""
     remarks: tuple[str, ...] = ()
     unusable: str = ""
-    stored: State | None = None
+    native: State = field(default_factory=dict)
+
+    def under(self, names: Collection[str]) -> State:
+        """The weights under the names of a network: as stored where that is what it has, else converted."""
+        return self.native if names and set(names) <= self.native.keys() else self.state
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adpm.errors import UserError
 from adpm.families import Kind
 from adpm.formats.checkpoint import Checkpoint, FormatFacts, Opened, State, as_state, is_state, unknown_layout
 from adpm.formats.opening import opened, read_json
@@ -172,10 +173,8 @@ _FAMILIES = frozenset({"ddpm"})
 
 def home(path: Path) -> Path | None:
     """The folder of a network that a path means: itself, a pipeline's `unet`, or that of a file in it; None: none."""
-    for folder in (path, path / "unet") if path.is_dir() else (path.parent,) if path.name in WEIGHTS else ():
-        if (folder / "config.json").is_file() and any((folder / name).is_file() for name in WEIGHTS):
-            return folder
-    return None
+    places = (path, path / "unet") if path.is_dir() else (path.parent,) if path.name in WEIGHTS else ()
+    return next((folder for folder in places if (folder / "config.json").is_file()), None)
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -184,7 +183,10 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         UserError: if a file is missing or damaged.
     """
-    config, file = read_json(folder / "config.json"), next(folder / n for n in WEIGHTS if (folder / n).is_file())
+    config = read_json(folder / "config.json")
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"'{folder}' holds no weights: {' or '.join(WEIGHTS)} is looked for there.")
     content = opened(file).content
     if not is_state(content):
         raise unknown_layout(file)
@@ -195,14 +197,14 @@ def _convert(found: Opened) -> Checkpoint:
     folder = home(found.path)
     assert folder is not None
     config, state = read_folder(folder)
-    told: dict[str, Any] = {"stored": state, "side": _whole(config.get("sample_size")), **_scheduler(folder)}
+    told: dict[str, Any] = {"side": _whole(config.get("sample_size")), **_scheduler(folder)}
     kind = config.get("_class_name")
     if kind not in _CLASSES:
         return Checkpoint(state, unusable=f"it is a {kind} of diffusers, and only UNet2DModel is read", **told)
     if others := deviations(config):
         why = f"it is a UNet2DModel with {', '.join(others[:3])}, which is not DDPM's"
         return Checkpoint(state, unusable=why, **told)
-    return Checkpoint(to_ddpm(state, len(config["block_out_channels"])), **told)
+    return Checkpoint(to_ddpm(state, len(config["block_out_channels"])), native=state, **told)
 
 
 _CLASSES = frozenset({"UNet2DModel"})

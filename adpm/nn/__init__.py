@@ -34,7 +34,7 @@ NETWORKS: dict[str, Kind] = {
     "diffusers": Kind(
         diffusers_unet.build,
         "a UNet2DModel of the package diffusers, as its folder describes it",
-        NetworkFacts(diffusers_unet.classes, described=True),
+        NetworkFacts(diffusers_unet.classes),
         fields={
             "pretrained": Field("", "folder with config.json and weights", of=()),
             "head": UNET_FIELDS["head"],

@@ -36,7 +36,6 @@ class UNet2D(Headed):
     """
 
     HEAD: ClassVar[tuple[str, ...]] = ("before_out", "norm_out2", "conv_out2")
-    OWN_NAMES = True
 
     def __init__(self, unet: Any, head: str = "none") -> None:
         super().__init__()

@@ -39,11 +39,9 @@ class NetworkFacts:
 
     Attributes:
         classes: a network's options -> how many classes it is told, and whether it knows what no class is.
-        described: whether a folder says what it is, in place of options.
     """
 
     classes: Callable[..., tuple[int, bool]] = lambda **options: (0, False)
-    described: bool = False
 
 
 class Headed(nn.Module, ABC):
@@ -51,14 +49,12 @@ class Headed(nn.Module, ABC):
 
     Attributes:
         HEAD: names that the head's modules have among the network's own; a network without a head has none of them.
-        OWN_NAMES: whether its entries have the names of the file that it is built from, and not those of a family here.
         in_channels: channels of the image and of each output.
         num_classes: classes that the network is told; 0: none.
         null_class: whether no class (None) is known to it, too.
     """
 
     HEAD: ClassVar[tuple[str, ...]]
-    OWN_NAMES: ClassVar[bool] = False
     in_channels: int
     num_classes: int = 0
     null_class: bool = False

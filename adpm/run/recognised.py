@@ -19,7 +19,7 @@ from adpm.errors import UserError
 from adpm.families import Family
 from adpm.formats import read
 from adpm.formats.checkpoint import Checkpoint
-from adpm.formats.shapes import shape_of
+from adpm.formats.shapes import READERS, shape_of
 from adpm.formats.shapes.shape import Shape
 from adpm.nn.checkpoint import read_header
 from adpm.process import Process
@@ -110,6 +110,8 @@ def require_usable(found: Recognised, networks: Family) -> Shape:
         raise UserError(f"{told} are of no network that is known here (their names: {first}, ...).")
     if shape.family not in networks:
         raise UserError(f"{told} are of {shape}, which no family here runs.")
+    if shape.classes and "num_classes" not in networks[shape.family].fields:
+        raise UserError(f"{told} are of {shape}; networks here take no labels.")
     return shape
 
 
@@ -125,11 +127,11 @@ def require_fit(found: Recognised, config: Mapping[str, Any], shape: tuple[int, 
     Raises:
         UserError: if a field of the network is another in the file, or its channels are.
     """
-    network, networks = found.shape, table.families["network"]
-    if networks[config["network"]["name"]].facts.described:
-        return
+    network = found.shape
+    if config["network"]["name"] not in READERS:
+        return  # a family that nobody reads off
     if found.checkpoint.unusable:
-        require_usable(found, networks)
+        require_usable(found, table.families["network"])
     if network is None:
         return  # loading names what is missing
     if told := _differences(found, config, shape, table):
@@ -149,6 +151,7 @@ def _differences(found: Recognised, config: Mapping[str, Any], shape: tuple[int,
     there = {name: value for name, value in found.network(shape[-1]).items() if name in here}
     for name in (
         *(f"network.{n}" for n in network.assumed),
+        "network.num_classes",  # a file tells rows, the last of which may be for no class
         *(["network.head"] if _may_lack(network, section) else []),
     ):
         there.pop(name, None)

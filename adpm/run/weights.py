@@ -110,11 +110,12 @@ def load_trunk(place: Place, network: Headed) -> tuple[Path, str]:
             f"weights '{found}' were trained for another process of the same name (the log-SNR of its times differs); "
             "set config.process to that one, or name other weights."
         )
-    give_up(network, network.trunk_state().keys())
-    state = read_weights(found, own_names=network.OWN_NAMES)
+    names = set(network.trunk_state())
+    give_up(network, names)
+    state = read_weights(found, names)
     if network.has_head:
         state = {name: tensor for name, tensor in state.items() if not network.in_head(name)}
-    load_part(network, state, str(found), network.trunk_state().keys(), shared=True)
+    load_part(network, state, str(found), names, shared=True)
     network.eval().requires_grad_(False)
     return found, "" if header else assumed(place)
 

@@ -20,7 +20,6 @@ def _read(sizes: Sizes) -> Shape:
     outputs = sizes[_OUT][0]
     if outputs not in (channels, 2 * channels):
         raise ValueError(f"{outputs} outputs for {channels} channels")
-    classes = sizes["label_emb.weight"][0] if "label_emb.weight" in sizes else 0
     usual: dict[str, Any] = {"predicts": "eps", "label": "index", "low": -1.0}
     return Shape(
         "iddpm",
@@ -35,8 +34,8 @@ def _read(sizes: Sizes) -> Shape:
         outputs,
         next((kind for name, kind in _HEADS.items() if name in sizes), "none"),
         {"scale_shift": scaled, "learned_variance": outputs == 2 * channels},
-        {"num_heads": 4} | ({"num_classes": classes} if classes else {}),  # their last may be for no class
-        classes,
+        {"num_heads": 4},
+        sizes["label_emb.weight"][0] if "label_emb.weight" in sizes else 0,
         usual | (_OPENAI if outputs == 2 * channels else {"process": "linear", "steps": 1000, "time_shift": 0}),
     )
 

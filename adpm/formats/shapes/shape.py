@@ -69,6 +69,7 @@ class Shape:
             "head": self.head,
             **self.options,
             **self.assumed,
+            **({"num_classes": self.classes} if self.classes else {}),
         }
 
     def __str__(self) -> str:
