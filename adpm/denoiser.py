@@ -173,7 +173,7 @@ class Denoiser:
         eps_after_clip: str = "rederive",
     ) -> None:
         check_range(clip)
-        self.network, self.process, self.clip = network, process, clip
+        self.network, self.process, self.clip, self.eps_after_clip = network, process, clip, eps_after_clip
         self._interpret: Interpretation = built(PREDICTIONS, predicts, "`predicts`")
         if PREDICTIONS[predicts].facts.divides_by_alpha:
             others = ", ".join(name for name, kind in PREDICTIONS.items() if not kind.facts.divides_by_alpha)

@@ -15,13 +15,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from adpm.denoiser import EPS_AFTER_CLIP, Denoise, Prediction, check_range, clipped, per_sample, unclipped_x0
+from adpm.denoiser import (
+    EPS_AFTER_CLIP,
+    Denoise,
+    Denoiser,
+    Prediction,
+    check_range,
+    clipped,
+    per_sample,
+    unclipped_x0,
+)
 from adpm.errors import UserError
 from adpm.families import built
 from adpm.process import Process
@@ -55,11 +65,9 @@ class Guided:
         clip: tuple[float, float] | None = None,
         eps_after_clip: str = "rederive",
     ) -> None:
-        if not math.isfinite(scale):
-            raise UserError(f"`scale` = {scale} must be a finite number; 1 is the conditional denoiser alone.")
         check_range(clip)
         self.conditional, self.unconditional, self.process = conditional, unconditional, process
-        self.scale, self.clip = float(scale), clip
+        self.scale, self.clip = _finite(scale), clip
         self._eps_after_clip = built(EPS_AFTER_CLIP, eps_after_clip, "`eps_after_clip`")
         self.evaluations = 1 if self.scale in (0.0, 1.0) else 2
 
@@ -74,6 +82,38 @@ class Guided:
         found = clipped(x, x0, eps, said[0][0].head, alpha, sigma, self.clip, self._eps_after_clip)
         asked = [prediction.finite for prediction, _ in said if prediction.finite is not None]
         return replace(found, finite=torch.stack(asked).all(0) if asked else None)
+
+
+class GuidedByClass:
+    """A class-conditional denoiser that is guided towards the class it is told; told none, it is as it was.
+
+    Args:
+        denoise: of a network that knows what no class is.
+        scale: w of `Guided`.
+
+    Raises:
+        UserError: for a scale that is not finite.
+    """
+
+    def __init__(self, denoise: Denoiser, scale: float) -> None:
+        self._denoise, self._scale = denoise, _finite(scale)
+
+    def given(self, classes: Tensor | None) -> Denoise:
+        """See `adpm.classes.Conditional`."""
+        plain = self._denoise.given(None)
+        if classes is None:
+            return plain
+        limits: dict[str, Any] = {"clip": self._denoise.clip, "eps_after_clip": self._denoise.eps_after_clip}
+        return Guided(self._denoise.given(classes), plain, self._denoise.process, self._scale, **limits)
+
+    def __call__(self, x: Tensor, t: ArrayLike) -> Prediction:
+        return self._denoise(x, t)
+
+
+def _finite(scale: float) -> float:
+    if not math.isfinite(scale):
+        raise UserError(f"`scale` = {scale} must be a finite number; 1 is the conditional denoiser alone.")
+    return float(scale)
 
 
 def _total(terms: list[tuple[Tensor, float]]) -> Tensor:

@@ -16,10 +16,11 @@ from adpm.basis import Basis
 from adpm.bound import Images
 from adpm.classes import Classes, Told, of_table
 from adpm.coordinate_draws import Bases
-from adpm.denoiser import Denoise
+from adpm.denoiser import Denoise, Denoiser
 from adpm.draws import Source
 from adpm.errors import UserError
 from adpm.families import Families, built
+from adpm.guidance import GuidedByClass
 from adpm.likelihood import Decoder, DecoderNeeds, Levels, first_posterior_variance
 from adpm.measured import Moments, given_images, need, need_spectrum
 from adpm.members import MEMBERS
@@ -68,6 +69,21 @@ class Subject:
         """
         model = copy.copy(self)
         model.denoise = Told(self.denoise, of_table(classes) if isinstance(classes, Tensor) else classes)
+        return model
+
+    def guided(self: S, scale: float) -> S:
+        """This model guided towards the classes it is told: see `adpm.guidance`. Measure what the rule needs of it.
+
+        Args:
+            scale: w; 1 leaves the model as it is, diffusers' `guidance_scale`.
+
+        Raises:
+            UserError: if it is not a network's, or for a scale that is not finite.
+        """
+        if not isinstance(self.denoise, Denoiser):
+            raise UserError("guidance is of a network that is told classes; guide first, then tell them.")
+        model = copy.copy(self)
+        model.denoise = GuidedByClass(self.denoise, scale)
         return model
 
     def rule(self, rule: str | Rule, moments: Moments | None = None, **options: Any) -> Rule:

@@ -391,6 +391,21 @@ def test_a_conditional_network_goes_through_every_mode(tmp_path: Path, capsys: A
     assert run(flags(tmp_path, "sample", sampling__batch_size=5), MODES) == 0
     again = samples(tmp_path)["drawn"]
     assert np.abs(again.astype(int) - found["drawn"]).max() <= 1
+    capsys.readouterr()
+    assert (
+        run(
+            flags(
+                tmp_path / "guided",
+                "sample",
+                denoiser__guidance=3.0,
+                network__pretrained=tmp_path / "weights.safetensors",
+            ),
+            MODES,
+        )
+        == 0
+    )
+    assert "8 network calls each" in capsys.readouterr().out
+    assert not np.array_equal(samples(tmp_path / "guided")["drawn"], found["drawn"])
 
 
 def test_the_flow_is_of_each_image_in_its_class(tmp_path: Path) -> None:
@@ -457,6 +472,10 @@ def test_a_head_learns_on_a_conditional_trunk(tmp_path: Path) -> None:
             r"config\.sampling\.classes = 'none' needs .*config\.network\.null_class = True",
         ),
         ({"network__num_classes": 0}, r"config\.network\.null_class = True goes with classes"),
+        (
+            {"network__null_class": False, "denoiser__guidance": 2.0},
+            r"config\.denoiser\.guidance = 2 goes away from no class, which the network does not know",
+        ),
         ({"network__null_class": False, "train__class_dropout": 0.5}, r"class_dropout = 0\.5 does not go with"),
     ],
 )

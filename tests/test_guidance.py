@@ -12,7 +12,8 @@ from torch import Tensor
 import adpm
 from adpm import ideal
 from adpm.denoiser import Counted, Denoiser, Prediction, per_sample
-from adpm.guidance import Guided
+from adpm.errors import UserError
+from adpm.guidance import Guided, GuidedByClass
 from adpm.process import Process, linear
 from adpm.solver import ReverseGaussian
 from adpm.variance import Analytic
@@ -171,3 +172,51 @@ def test_bad_requests_are_refused_in_words(options: dict, told: str) -> None:
     process = linear(100)
     with pytest.raises(adpm.UserError, match=told):
         Guided(exact(process, 0), exact(process, None), process, **options)
+
+
+def conditional(process: Process) -> Denoiser:
+    """A network that is told classes 0 and 1, and knows what no class is."""
+
+    def network(x: Tensor, label: Tensor, classes: Tensor | None) -> Tensor:
+        t = float(label[0])
+        if classes is None:
+            return exact(process, None)(x, t).eps
+        both = torch.stack([exact(process, k)(x, t).eps for k in (0, 1)])
+        return both[classes, torch.arange(len(x))]
+
+    return Denoiser(network, process, time_label=lambda t: t)
+
+
+def test_a_model_is_guided_towards_the_class_of_each_sample() -> None:
+    """In one batch of both classes, as each class by itself; without classes nothing is guided."""
+    process = PROCESSES["vp"]
+    given, x = GuidedByClass(conditional(process), 3.0), states(process)
+    classes = torch.tensor([0, 1, 1, 0, 1])
+    found = given.given(classes)(x, 0.4)
+    for k in (0, 1):
+        alone = Guided(exact(process, k), exact(process, None), process, 3.0)(x, 0.4)
+        torch.testing.assert_close(found.eps[classes == k], alone.eps[classes == k])
+    torch.testing.assert_close(given.given(None)(x, 0.4).eps, exact(process, None)(x, 0.4).eps)
+
+
+def test_guided_samples_lie_where_their_class_is_likely() -> None:
+    """Equal widths: N(m_k, v) against the mixture; guided means go beyond their class's own, each to its side."""
+    model = adpm.Model(conditional(linear(200)).network, linear(200), label=lambda t: t)
+    plan = model.plan(trajectory="even", steps=40)
+    classes = torch.arange(400) % 2
+    own, guided = (
+        m.told(classes).sample(plan, rule="small", n=400, shape=SHAPE, seed=1).flatten(1)[:, 0]
+        for m in (model, model.guided(3.0))
+    )
+    for k, side in ((0, -1.0), (1, 1.0)):
+        assert abs(float(own[classes == k].mean()) - MEANS[k][0]) < 0.06
+        assert side * float((guided - own)[classes == k].mean()) > 0.02
+        assert float(guided[classes == k].std()) < float(own[classes == k].std())
+
+
+def test_guidance_that_cannot_be_is_refused() -> None:
+    with pytest.raises(UserError, match="`scale` = nan must be a finite number"):
+        GuidedByClass(conditional(PROCESSES["linear"]), math.nan)
+    exactly = adpm.Model.of(exact(PROCESSES["linear"], 0), PROCESSES["linear"])
+    with pytest.raises(UserError, match="guidance is of a network that is told classes; guide first"):
+        exactly.guided(2.0)

@@ -33,6 +33,12 @@ def check_classes(problem: Problem) -> None:
         UserError: naming the fields.
     """
     needs, chosen = class_needs(problem), problem.config.sampling.classes
+    guidance = problem.house.table.options(problem.config, "denoiser.name").get("guidance", 1.0)
+    if guidance != 1.0 and not needs.null:
+        raise UserError(
+            f"config.denoiser.guidance = {guidance:g} goes away from no class, which the network does not know (iddpm: "
+            "config.network.num_classes and null_class = True); set it to 1."
+        )
     if not needs.count:
         if chosen != problem.house.table.default("sampling.classes"):
             raise UserError(

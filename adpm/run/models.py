@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from adpm import ideal
-from adpm.denoiser import Denoise
+from adpm.denoiser import Denoise, Denoiser
 from adpm.draws import Source
 from adpm.errors import UserError
-from adpm.families import Kind
+from adpm.families import Field, Kind
 from adpm.gaussian_score import fit_gaussian
+from adpm.guidance import GuidedByClass
 from adpm.ideal import IdealDenoiser
 from adpm.mixture_fit import fit_mixture
 from adpm.nn.heads import Headed
@@ -113,11 +114,20 @@ def _exact(needs: DenoiserNeeds, mixture: ideal.Mixture, name: str, told: str) -
     return Loaded(IdealDenoiser(mixture, needs.process), name, told)
 
 
+def _network(needs: DenoiserNeeds, guidance: float = 1.0) -> Loaded:
+    loaded = needs.network()
+    if guidance == 1.0:
+        return loaded
+    assert isinstance(loaded.denoise, Denoiser)
+    return replace(loaded, denoise=GuidedByClass(loaded.denoise, guidance))
+
+
 DENOISERS: dict[str, Kind] = {
     "network": Kind(
-        lambda needs: needs.network(),
+        _network,
         "a network with trained weights",
         DenoiserFacts(trainable=True),
+        {"guidance": Field(1.0, "towards the classes it is told, two calls a step: scale; 1 = none", low=0)},
         reads=("denoiser.predicts", "denoiser.label"),
     ),
     "ideal": Kind(_ideal, "exact, for data with known truth: no network at all", DenoiserFacts(trainable=False)),
