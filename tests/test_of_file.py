@@ -28,6 +28,7 @@ from adpm.run.layouts import LAYOUTS
 from adpm.run.recognised import Recognised, fitting, require_usable
 from adpm.run.shipped import shipped
 from tests.goldens import DATA, golden, golden_json
+from tests.pictures import folder
 from tests.test_formats import ddpm, prefixed
 
 FORMATS = DATA / "formats"
@@ -44,7 +45,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def session(workdir: Path, file: Path, images: Path, **fields: Any) -> Session:
     """Of configs/any.py."""
     config, made = load_config("configs/any.py")
-    flat = {"network.pretrained": str(file), "data.file": str(images)} | {
+    flat = {"network.pretrained": str(file), "data.name": "arrays", "data.file": str(images)} | {
         k.replace("__", "."): v for k, v in fields.items()
     }
     made.table.set(config, flat)
@@ -119,7 +120,12 @@ def test_what_no_file_says_is_as_published_files_have_it(tmp_path: Path, images:
 
 def test_what_is_assumed_is_told(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--config.moments.draws=6", "--config.moments.times=6", "--config.moments.implausible=True"]
-    more = ["--config.sampling.samples=2", "--config.trajectory.steps=3", f"--config.data.file={images}"]
+    more = [
+        "--config.sampling.samples=2",
+        "--config.trajectory.steps=3",
+        "--config.data.name=arrays",
+        f"--config.data.file={images}",
+    ]
     assert go(tmp_path, "any.py", "sample", FORMATS / "ema_0.9999_000010.pt", *few, *more) == 0
     told = capsys.readouterr().out
     assert (
@@ -213,18 +219,18 @@ def test_every_difference_is_named(tmp_path: Path, capsys: Any, fields: list[str
 
 
 def test_what_any_cannot_build_is_said(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = f"--config.data.file={images}"
-    assert go(tmp_path, "any.py", "sample", "", data) == 2
+    data = ("--config.data.name=arrays", f"--config.data.file={images}")
+    assert go(tmp_path, "any.py", "sample", "", *data) == 2
     assert "config.network.pretrained holds; name a file" in one_sentence(capsys)
-    assert go(tmp_path, "any.py", "sample", tmp_path / "no.pth", data) == 2
+    assert go(tmp_path, "any.py", "sample", tmp_path / "no.pth", *data) == 2
     assert f"name a file ('{tmp_path / 'no.pth'}' does not exist)" in one_sentence(capsys)
     assert go(tmp_path, "any.py", "sample", FORMATS / "plain_sde.pth") == 2
-    assert "data.file" in one_sentence(capsys)
+    assert "data.folder" in one_sentence(capsys)
     assert go(tmp_path, "any.py", "sample", FORMATS / "plain_sde.pth", "--config.data.name=digits") == 2
     assert "are of images of 3 channels, but data set 'digits' has 1" in one_sentence(capsys)
-    assert go(tmp_path, "any.py", "sample", "pretrained/digits_classifier.safetensors", data) == 2
+    assert go(tmp_path, "any.py", "sample", "pretrained/digits_classifier.safetensors", *data) == 2
     assert "are of no network that is known here (their names: " in one_sentence(capsys)
-    assert go(tmp_path, "any.py", "sample", FORMATS / "ms_eps_numpy1.pth", data) == 2
+    assert go(tmp_path, "any.py", "sample", FORMATS / "ms_eps_numpy1.pth", *data) == 2
     assert "it holds mean squares for 1000 steps" in one_sentence(capsys)
     assert not list(tmp_path.iterdir())
 
@@ -248,7 +254,9 @@ def test_decoys_are_refused_in_a_sentence(tmp_path: Path, images: Path, capsys: 
     torch.save(state, path)
     if change == "half":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert go(tmp_path / "run", "any.py", "sample", path, f"--config.data.file={images}") == 2
+    assert (
+        go(tmp_path / "run", "any.py", "sample", path, "--config.data.name=arrays", f"--config.data.file={images}") == 2
+    )
     wanted = {"renamed": "left over: all_modules.4.NIN_0.bias", "half": "is not a whole checkpoint"}
     assert wanted.get(change, "1 missing: all_modules.4.NIN_0.b)") in one_sentence(capsys)
 
@@ -347,3 +355,15 @@ def test_a_ddpm_network_goes_to_diffusers_and_back(tmp_path: Path) -> None:
     with torch.no_grad():
         found_y = network(x, t).sample
     assert (found_y - y).abs().max() < 1e-5 * y.abs().max()
+
+
+def test_any_takes_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As its first line says: a file and a folder, nothing else; larger images are brought to a size that is asked."""
+    folder(tmp_path / "images", 12, 20, 24)
+    few = ["--config.moments.draws=6", "--config.moments.times=6", "--config.moments.implausible=True"]
+    more = ["--config.sampling.samples=2", "--config.trajectory.steps=3", f"--config.data.folder={tmp_path / 'images'}"]
+    assert go(tmp_path / "run", "any.py", "sample", FORMATS / "plain_sde.pth", *few, *more) == 2
+    assert "20x24" in one_sentence(capsys)
+    assert go(tmp_path / "run", "any.py", "sample", FORMATS / "plain_sde.pth", *few, *more, "--config.data.size=8") == 0
+    (samples,) = (tmp_path / "run" / "samples").glob("*/samples.npz")
+    assert np.load(samples)["samples"].shape == (2, 3, 8, 8)
