@@ -27,7 +27,9 @@ from adpm.run.families import house
 from adpm.run.layouts import LAYOUTS
 from adpm.run.recognised import Recognised, fitting, require_usable
 from adpm.run.shipped import shipped
+from tests.edm_networks import EDMPrecond, VPPrecond, write
 from tests.goldens import DATA, golden, golden_json
+from tests.test_edm_pickles import song
 from tests.test_formats import ddpm, prefixed
 
 FORMATS = DATA / "formats"
@@ -347,3 +349,26 @@ def test_a_ddpm_network_goes_to_diffusers_and_back(tmp_path: Path) -> None:
     with torch.no_grad():
         found_y = network(x, t).sample
     assert (found_y - y).abs().max() < 1e-5 * y.abs().max()
+
+
+def test_an_edm_pickle_from_file_to_samples(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Inspected, built by configs/any.py, converted; what computes otherwise is told and never run."""
+    file = write(tmp_path / "vp.pkl", {"ema": VPPrecond(song(False), 8)})
+    made = session(tmp_path / "any", file, images)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
+    whole = VPPrecond(song(False), 8)
+    with torch.no_grad():
+        y, found = whole.model(x, t), made.trunk.network(x, t)  # type: ignore[misc]
+    assert (found - y).abs().max() < 1e-5 * y.abs().max()
+    assert (made.config.process.name, made.config.denoiser.label) == ("vp", "time_999")
+    assert go(tmp_path / "run", "any.py", "convert", file) == 0
+    ours = read_weights(tmp_path / "run" / "weights.safetensors")
+    assert all(torch.equal(ours[name], tensor) for name, tensor in read_weights(file).items())
+    other = write(tmp_path / "edm.pkl", {"ema": EDMPrecond(song(False), 8)})
+    assert go(tmp_path / "run", "any.py", "inspect", other) == 0
+    assert "none of this project's: it is EDM's SongUNet within EDMPrecond" in capsys.readouterr().out
+    assert go(tmp_path / "other", "any.py", "sample", other, f"--config.data.file={images}") == 2
+    assert "fit no network of this project: it is EDM's SongUNet within EDMPrecond" in one_sentence(capsys)
+    np.savez(tmp_path / "large.npz", images=np.zeros((60, 16, 16, 3), dtype=np.uint8))
+    assert go(tmp_path / "other", "any.py", "sample", file, f"--config.data.file={tmp_path / 'large.npz'}") == 2
+    assert "are of images of 8x8, but data set 'arrays' has 16x16" in one_sentence(capsys)
