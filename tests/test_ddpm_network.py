@@ -6,6 +6,7 @@ of each sample's output range.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adpm.errors import UserError
+from adpm.formats import read_weights
 from adpm.nn import NETWORKS
 from adpm.nn.checkpoint import load_weights
 from adpm.nn.ddpm import Attention, Downsample, UNet, timestep_embedding
@@ -91,6 +93,28 @@ def test_small_networks(name: str) -> None:
 @pytest.mark.parametrize("name", FULL)
 def test_full_size_networks(name: str) -> None:
     check_outputs(name)
+
+
+def written(path: Path, layout: str, state: dict[str, Tensor]) -> Path:
+    """A file as DDIM's authors, or those who ported DDPM, wrote them: before and after torch's files were archives."""
+    if layout == "ddim_list":
+        raw = {f"module.{name}": tensor + 1.0 for name, tensor in state.items()}
+        torch.save([raw, {"state": {}, "param_groups": []}, 3, 1000, state], path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=not layout.endswith("legacy"))
+    return path
+
+
+@pytest.mark.parametrize("layout", ["plain_ddpm", "plain_ddpm_head", "plain_ddpm_legacy", "ddim_list"])
+def test_published_layouts(tmp_path: Path, layout: str) -> None:
+    """From a file of the layout to the output that its published counterpart has: of the average, where both are."""
+    about, stored = golden_json("formats/formats_manifest")[layout], golden("formats/formats_golden")
+    network = UNet(**options(about["network"])).eval()
+    file = written(tmp_path / "file", layout, filled_state(network, about["expected_weights_salt"]))
+    load_weights(network, read_weights(file), str(file))
+    x, t, y = (torch.as_tensor(stored[f"{layout}/{k}"]) for k in "xty")
+    with torch.no_grad():
+        assert worst(network(x, t), y) < TOLERANCE
 
 
 def test_samples_do_not_see_each_other() -> None:

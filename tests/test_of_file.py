@@ -27,8 +27,10 @@ from adpm.run.families import house
 from adpm.run.layouts import LAYOUTS
 from adpm.run.recognised import Recognised, fitting, require_usable
 from adpm.run.shipped import shipped
+from tests.edm_networks import EDMPrecond, VPPrecond, write
 from tests.goldens import DATA, golden, golden_json
 from tests.pictures import folder
+from tests.test_edm_pickles import song
 from tests.test_formats import ddpm, prefixed
 
 FORMATS = DATA / "formats"
@@ -50,6 +52,11 @@ def session(workdir: Path, file: Path, images: Path, **fields: Any) -> Session:
     }
     made.table.set(config, flat)
     return Session.make(config, workdir, made)
+
+
+def arrays(images: Path) -> list[str]:
+    """An npz of images as the data."""
+    return ["--config.data.name=arrays", f"--config.data.file={images}"]
 
 
 def go(workdir: Path, config: str, mode: str, file: object, *flags: str) -> int:
@@ -219,7 +226,7 @@ def test_every_difference_is_named(tmp_path: Path, capsys: Any, fields: list[str
 
 
 def test_what_any_cannot_build_is_said(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = ("--config.data.name=arrays", f"--config.data.file={images}")
+    data = arrays(images)
     assert go(tmp_path, "any.py", "sample", "", *data) == 2
     assert "config.network.pretrained holds; name a file" in one_sentence(capsys)
     assert go(tmp_path, "any.py", "sample", tmp_path / "no.pth", *data) == 2
@@ -254,9 +261,7 @@ def test_decoys_are_refused_in_a_sentence(tmp_path: Path, images: Path, capsys: 
     torch.save(state, path)
     if change == "half":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert (
-        go(tmp_path / "run", "any.py", "sample", path, "--config.data.name=arrays", f"--config.data.file={images}") == 2
-    )
+    assert go(tmp_path / "run", "any.py", "sample", path, *arrays(images)) == 2
     wanted = {"renamed": "left over: all_modules.4.NIN_0.bias", "half": "is not a whole checkpoint"}
     assert wanted.get(change, "1 missing: all_modules.4.NIN_0.b)") in one_sentence(capsys)
 
@@ -367,3 +372,36 @@ def test_any_takes_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixt
     assert go(tmp_path / "run", "any.py", "sample", FORMATS / "plain_sde.pth", *few, *more, "--config.data.size=8") == 0
     (samples,) = (tmp_path / "run" / "samples").glob("*/samples.npz")
     assert np.load(samples)["samples"].shape == (2, 3, 8, 8)
+
+
+def test_an_edm_pickle_from_file_to_samples(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Inspected, built by configs/any.py, converted; what computes otherwise is told and never run."""
+    file = write(tmp_path / "vp.pkl", {"ema": VPPrecond(song(False), 8)})
+    made = session(tmp_path / "any", file, images)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
+    whole = VPPrecond(song(False), 8)
+    with torch.no_grad():
+        y, found = whole.model(x, t), made.trunk.network(x, t)  # type: ignore[misc]
+    assert (found - y).abs().max() < 1e-5 * y.abs().max()
+    assert (made.config.process.name, made.config.denoiser.label) == ("vp", "time_999")
+    assert go(tmp_path / "run", "any.py", "convert", file) == 0
+    ours = read_weights(tmp_path / "run" / "weights.safetensors")
+    assert all(torch.equal(ours[name], tensor) for name, tensor in read_weights(file).items())
+    other = write(tmp_path / "edm.pkl", {"ema": EDMPrecond(song(False), 8)})
+    assert go(tmp_path / "run", "any.py", "inspect", other) == 0
+    assert "none of this project's: it is EDM's SongUNet within EDMPrecond" in capsys.readouterr().out
+    assert go(tmp_path / "other", "any.py", "sample", other, *arrays(images)) == 2
+    assert "fit no network of this project: it is EDM's SongUNet within EDMPrecond" in one_sentence(capsys)
+    np.savez(tmp_path / "large.npz", images=np.zeros((60, 16, 16, 3), dtype=np.uint8))
+    assert (
+        go(
+            tmp_path / "other",
+            "any.py",
+            "sample",
+            file,
+            "--config.data.name=arrays",
+            f"--config.data.file={tmp_path / 'large.npz'}",
+        )
+        == 2
+    )
+    assert "are of images of 8x8, but data set 'arrays' has 16x16" in one_sentence(capsys)

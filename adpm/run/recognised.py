@@ -136,7 +136,8 @@ def require_fit(found: Recognised, config: Mapping[str, Any], shape: tuple[int, 
         return  # loading names what is missing
     if told := _differences(found, config, shape, table):
         raise UserError(
-            f"weights '{found.path}' are of {network}, not of this config's ({told}); {where(found, table)}."
+            f"weights '{found.path}' are of {network}; this config's network is another ({told}), and "
+            f"{where(found, table)}."
         )
 
 
