@@ -6,10 +6,14 @@
     score      grad log q = -eps/sigma    (x + sigma^2 score) / alpha                -sigma score
     v          alpha eps - sigma x0       (alpha x - sigma v) / (alpha^2 + sigma^2)  (sigma x + alpha v) / (same)
     flow  u    eps - x0                   (x - sigma u) / (alpha + sigma)            (x + alpha u) / (alpha + sigma)
+    edm        -v                         as v                                       as v
 
 all from x = alpha_t x0 + sigma_t eps, for any process. v is that of Salimans & Ho (2022). With alpha = 1 - t, sigma = t
 (rectified flow, Liu et al. 2023, time running from the data to noise) u is the velocity dx/dt. eps and score leave x0
 undefined where alpha = 0; the others say both everywhere.
+
+EDM's network F (Karras et al. 2022), D(y) = c_skip y + c_out F(c_in y), is -v of the data divided by sigma_data = 0.5
+where alpha^2 + sigma^2 = 1: c_in y is x, and c_skip and c_out have the ratio of alpha and sigma.
 """
 
 from __future__ import annotations
@@ -54,6 +58,10 @@ def _predicts_v(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Te
     return (alpha * x - sigma * out) / squared, (sigma * x + alpha * out) / squared
 
 
+def _predicts_edm(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+    return _predicts_v(x, -out, alpha, sigma)
+
+
 def _predicts_flow(x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
     return (x - sigma * out) / (alpha + sigma), (x + alpha * out) / (alpha + sigma)
 
@@ -90,6 +98,9 @@ PREDICTIONS: dict[str, Kind] = {
         lambda: _predicts_score, "the score grad log q(x_t) = -eps/sigma, as VE networks do", PredictionFacts(True)
     ),
     "v": Kind(lambda: _predicts_v, "alpha eps - sigma x0 (Salimans & Ho 2022)", PredictionFacts()),
+    "edm": Kind(
+        lambda: _predicts_edm, "-v, of data divided by 0.5: EDM's networks (Karras et al. 2022)", PredictionFacts()
+    ),
     "flow": Kind(
         lambda: _predicts_flow, "eps - x0, the velocity of rectified flow (Liu et al. 2023)", PredictionFacts()
     ),

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor, nn
 
 from adpm.denoiser import Denoiser, Prediction
@@ -77,10 +78,16 @@ def score_denoiser(
     )
 
 
+LOG2 = float(np.log(2.0))
+
 LABELS: dict[str, Kind] = {
     "time": Kind(lambda process: lambda t: t, "t itself"),
     "time_1000": Kind(lambda process: lambda t: 1000.0 * t, "1000 t, diffusers' flow-matching networks"),
     "time_999": Kind(lambda process: lambda t: 999.0 * t, "999 t, score_sde's VP networks"),
+    "edm": Kind(
+        lambda process: lambda t: -0.25 * (0.5 * process.log_snr(t) + LOG2),
+        "log(sigma/alpha/2)/4, EDM's networks on data divided by 0.5",
+    ),
     "sigma": Kind(lambda process: process.sigma, "sigma_t, score_sde's VE networks"),
 }
 

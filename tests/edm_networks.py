@@ -221,6 +221,20 @@ class VEPrecond(VPPrecond):
 class EDMPrecond(VPPrecond):
     """D(x; sigma) = c_skip x + c_out F(c_in x; log(sigma) / 4)."""
 
+    def __init__(self, model: nn.Module, side: int, spread: float = 0.5) -> None:
+        super().__init__(model, side)
+        self.sigma_data = spread
+
+    def forward(self, x: Tensor, sigma: float) -> Tensor:
+        whole = sigma**2 + self.sigma_data**2
+        noise = torch.full((len(x),), math.log(sigma) / 4)
+        out: Tensor = self.model(x / math.sqrt(whole), noise)
+        return self.sigma_data**2 / whole * x + sigma * self.sigma_data / math.sqrt(whole) * out
+
+
+class iDDPMPrecond(VPPrecond):  # noqa: N801 - EDM's name
+    """Around networks of Improved DDPM."""
+
 
 def write(path: Path, content: object, source: str = "raise SystemExit('ran')") -> Path:
     """A pickle with this source in the place of the modules'."""

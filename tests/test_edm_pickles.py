@@ -16,7 +16,7 @@ from adpm.formats.records import Record, read_records
 from adpm.formats.shapes import shape_of
 from adpm.nn.checkpoint import load_weights
 from adpm.nn.score_sde import NCSNpp
-from tests.edm_networks import EDMPrecond, Persistent, SongUNet, Trap, VEPrecond, VPPrecond, write
+from tests.edm_networks import EDMPrecond, Persistent, SongUNet, Trap, VEPrecond, VPPrecond, iDDPMPrecond, write
 
 NCSNPP = {
     "embedding_type": "fourier",
@@ -89,7 +89,12 @@ def test_what_a_pickle_says_of_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("whole", "told"),
     [
-        (lambda: EDMPrecond(song(False), 8), "EDM's SongUNet within EDMPrecond, whose output is neither eps, x0 nor"),
+        (lambda: iDDPMPrecond(song(False), 8), "EDM's SongUNet within iDDPMPrecond, whose output is neither eps, x0"),
+        (lambda: EDMPrecond(song(False), 8, 1.0), "EDMPrecond of sigma_data = 1.0, and only 0.5 is read"),
+        (
+            lambda: EDMPrecond(song(True), 8),
+            "within EDMPrecond with embedding_type = 'fourier', channel_mult_",
+        ),
         (lambda: VPPrecond(song(True), 8), "SongUNet within VPPrecond with embedding_type = 'fourier', channel_mult_"),
         (
             lambda: VEPrecond(song(True, label_dim=10), 8),

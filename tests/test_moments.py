@@ -552,12 +552,19 @@ def readings(world) -> dict[str, Callable]:
         "score": knows(lambda prediction, alpha, sigma: -prediction.eps / sigma),
         "v": knows(lambda prediction, alpha, sigma: alpha * prediction.eps - sigma * prediction.x0),
         "flow": knows(lambda prediction, alpha, sigma: prediction.eps - prediction.x0),
+        "edm": knows(lambda prediction, alpha, sigma: sigma * prediction.x0 - alpha * prediction.eps),
     }
 
 
 SILENT = {
     None: {"v": {"eps"}},
-    (-1.0, 1.0): {"eps": {"v", "flow"}, "score": {"eps", "x0", "v"}, "v": {"eps", "flow"}, "flow": {"eps", "v"}},
+    (-1.0, 1.0): {
+        "eps": {"v", "flow"},
+        "score": {"eps", "x0", "v", "edm"},
+        "v": {"eps", "flow"},
+        "flow": {"eps", "v"},
+        "edm": {"x0"},
+    },
 }
 """clip -> what a network is said to predict -> what it may predict instead without being worse than x_t / alpha_t."""
 

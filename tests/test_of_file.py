@@ -27,7 +27,7 @@ from adpm.run.families import house
 from adpm.run.layouts import LAYOUTS
 from adpm.run.recognised import Recognised, fitting, require_usable
 from adpm.run.shipped import shipped
-from tests.edm_networks import EDMPrecond, VPPrecond, write
+from tests.edm_networks import EDMPrecond, VPPrecond, iDDPMPrecond, write
 from tests.goldens import DATA, golden, golden_json
 from tests.pictures import folder
 from tests.test_edm_pickles import song
@@ -387,11 +387,11 @@ def test_an_edm_pickle_from_file_to_samples(tmp_path: Path, images: Path, capsys
     assert go(tmp_path / "run", "any.py", "convert", file) == 0
     ours = read_weights(tmp_path / "run" / "weights.safetensors")
     assert all(torch.equal(ours[name], tensor) for name, tensor in read_weights(file).items())
-    other = write(tmp_path / "edm.pkl", {"ema": EDMPrecond(song(False), 8)})
+    other = write(tmp_path / "other.pkl", {"ema": iDDPMPrecond(song(False), 8)})
     assert go(tmp_path / "run", "any.py", "inspect", other) == 0
-    assert "none of this project's: it is EDM's SongUNet within EDMPrecond" in capsys.readouterr().out
+    assert "none of this project's: it is EDM's SongUNet within iDDPMPrecond" in capsys.readouterr().out
     assert go(tmp_path / "other", "any.py", "sample", other, *arrays(images)) == 2
-    assert "fit no network of this project: it is EDM's SongUNet within EDMPrecond" in one_sentence(capsys)
+    assert "fit no network of this project: it is EDM's SongUNet within iDDPMPrecond" in one_sentence(capsys)
     np.savez(tmp_path / "large.npz", images=np.zeros((60, 16, 16, 3), dtype=np.uint8))
     assert (
         go(
@@ -405,3 +405,18 @@ def test_an_edm_pickle_from_file_to_samples(tmp_path: Path, images: Path, capsys
         == 2
     )
     assert "are of images of 8x8, but data set 'arrays' has 16x16" in one_sentence(capsys)
+
+
+def test_edm_s_own_networks_denoise_as_they_do(tmp_path: Path, images: Path) -> None:
+    """D of EDMPrecond at any noise, from the file alone: on data divided by 0.5, F is -v of a VP process."""
+    whole = EDMPrecond(song(False), 8)
+    made = session(tmp_path / "any", write(tmp_path / "edm.pkl", {"ema": whole}), images, denoiser__clip=False)
+    config, process = made.config, made.process
+    assert (config.denoiser.predicts, config.denoiser.label) == ("edm", "edm")
+    assert (config.data.low, config.data.high) == (-2.0, 2.0)
+    for t in (1.6e-4, 0.01, 0.3, 1.0):
+        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+        y = 0.5 * torch.rand(2, 3, 8, 8) + 0.5 * sigma / alpha * torch.randn(2, 3, 8, 8)  # data + noise, in EDM's units
+        with torch.no_grad():
+            due, found = whole(y, 0.5 * sigma / alpha), made.trunk.denoise(2 * alpha * y, t)
+        assert (0.5 * found.x0 - due).abs().max() < 1e-5 * max(1.0, float(due.abs().max()))

@@ -39,6 +39,7 @@ SAY: dict[str, Say] = {
     "score": lambda x0, eps, alpha, sigma: -eps / sigma,
     "v": lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
     "flow": lambda x0, eps, alpha, sigma: eps - x0,
+    "edm": lambda x0, eps, alpha, sigma: sigma * x0 - alpha * eps,
 }
 """What a network of each kind says of a pair."""
 

@@ -103,7 +103,7 @@ def test_all_that_a_network_may_predict_is_the_same_prediction(predicts: str) ->
     x0, eps = (torch.full((2, *SHAPE), value, dtype=torch.float64) for value in (0.3, -0.7))
     alpha, sigma = float(LINEAR.alpha(400)), float(LINEAR.sigma(400))
     velocity = alpha * eps - sigma * x0
-    said = {"eps": eps, "x0": x0, "score": -eps / sigma, "v": velocity, "flow": eps - x0}[predicts]
+    said = {"eps": eps, "x0": x0, "score": -eps / sigma, "v": velocity, "flow": eps - x0, "edm": -velocity}[predicts]
     prediction = Denoiser(lambda x, label: said, LINEAR, predicts=predicts)(alpha * x0 + sigma * eps, 400.0)
     torch.testing.assert_close(prediction.x0, x0)
     torch.testing.assert_close(prediction.eps, eps)

@@ -31,6 +31,7 @@ class Checkpoint:
         noise: largest and smallest sigma, where the file holds them.
         side: of the images, where the file says it.
         predicts: a prediction's name, where the file says it.
+        settled: parameters of the rest that go with it.
         remarks: what else was found, in sentences.
         native: the weights under the names that they are stored by, for networks that keep these; {}: the same.
         unusable: why no network of ours computes what the stored one does, in words; "" where one may.
@@ -42,6 +43,7 @@ class Checkpoint:
     noise: tuple[float, float] | None = None
     side: int | None = None
     predicts: str = ""
+    settled: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     unusable: str = ""
     native: State = field(default_factory=dict)

@@ -3,7 +3,8 @@
 The networks `SongUNet` are those of score_sde in other clothes: with positional embedding and box filters DDPM++, with
 Fourier embedding, residual input pyramid and the filter [1, 3, 3, 1] NCSN++. They are converted where what is around
 them computes as score_sde does: within `VPPrecond` the network's output is eps, within `VEPrecond` it is sigma times
-the score. Others (EDMPrecond, iDDPMPrecond, DhariwalUNet) are told apart and left.
+the score, and within `EDMPrecond` DDPM++ gives -v of the data divided by 0.5 (see `adpm.parametrisation`). Others
+(NCSN++ within EDMPrecond, iDDPMPrecond, DhariwalUNet) are told apart and left.
 
 Rows of q, k and v alternate in EDM's attention; score_sde has a matrix for each, stored (in, out).
 """
@@ -19,8 +20,15 @@ from adpm.families import Kind
 from adpm.formats.checkpoint import AS_STORED, EMA, RAW, Checkpoint, FormatFacts, Opened
 from adpm.formats.records import Record
 
-_PREDICTS = {"VPPrecond": ("positional", "eps"), "VEPrecond": ("fourier", "score")}
+_PREDICTS = {"VPPrecond": ("positional", "eps"), "VEPrecond": ("fourier", "score"), "EDMPrecond": ("positional", "edm")}
 """Preconditionings that score_sde's networks have by themselves -> embedding and prediction of these networks."""
+
+_SETTLED: dict[str, dict[str, Any]] = {
+    # on VP's times from about EDM's smallest sigma, 0.002
+    "EDMPrecond": {"label": "edm", "low": -2.0, "high": 2.0, "process": "vp", "t_min": 1.6e-4}
+}
+_HALF = {"EDMPrecond": 0.5}
+"""Preconditioning -> its sigma_data, on which range and label stand."""
 
 _NETWORK = "SongUNet"
 _DEFAULTS: dict[str, Any] = {
@@ -76,7 +84,8 @@ def _convert(file: Opened) -> Checkpoint:
     more = network.child("map_augment") is not None
     remarks = ("its layer for augmentation labels is left out: no label is given when it samples",) if more else ()
     state = {f"all_modules.{i}.{name}": t for i, layer in enumerate(_layers(network)) for name, t in layer.items()}
-    return Checkpoint(state, remarks=remarks, predicts=_PREDICTS[whole.kind][1], **told)
+    told |= {"predicts": _PREDICTS[whole.kind][1], "settled": _SETTLED.get(whole.kind, {})}
+    return Checkpoint(state, remarks=remarks, **told)
 
 
 def deviation(whole: Record, network: Record) -> str:
@@ -84,6 +93,9 @@ def deviation(whole: Record, network: Record) -> str:
     told = f"it is EDM's {network.kind} within {whole.kind}"
     if whole.kind not in _PREDICTS:
         return f"{told}, whose output is neither eps, x0 nor the score of this project's networks"
+    spread = whole.attributes.get("sigma_data")
+    if (due := _HALF.get(whole.kind)) is not None and spread != due:
+        return f"{told} of sigma_data = {spread}, and only {due} is read"
     if network.kind != _NETWORK:
         return f"{told}, and only {_NETWORK} is one of score_sde's networks"
     given = network.attributes.get("_init_kwargs")

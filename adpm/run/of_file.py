@@ -107,7 +107,7 @@ def _of_header(found: Recognised, house: House) -> dict[str, Any]:
 
 def _usual(found: Recognised, house: House) -> dict[str, Any]:
     """What is assumed, by fields: a parameter's name is that of one field of these sections."""
-    usual = dict(found.shape.usual) if found.shape is not None else {}
+    usual = {**found.shape.usual, **found.checkpoint.settled} if found.shape is not None else {}
     if found.checkpoint.noise is not None:
         usual |= {"sigma_max": found.checkpoint.noise[0], "sigma_min": found.checkpoint.noise[1]}
     out = {"process.name": usual.pop("process")} if "process" in usual else {}

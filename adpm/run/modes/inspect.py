@@ -62,7 +62,9 @@ def facts(found: Recognised, house: House) -> Iterator[tuple[str, str]]:
     if ours:
         yield "trained", f"by the config in its header, {ours.get('iterations', 'unknown')} iterations"
     else:
-        usual = ", ".join(f"{name} = {value}" for name, value in {**shape.usual, **shape.assumed}.items())
+        usual = ", ".join(
+            f"{name} = {value}" for name, value in {**shape.usual, **found.checkpoint.settled, **shape.assumed}.items()
+        )
         yield "unsaid", f"schedule, label, prediction, range; published files of its kind: {usual}"
     yield "config", where(found, house.table)
     for remark in checkpoint.remarks:
