@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -179,14 +180,14 @@ def test_half_of_the_training_images_are_mirrored(tmp_path):
     folder(tmp_path / "images", 20)
     fields = {"train.batch_size": 64, "network.model_channels": 8, "network.channel_mult": (1, 2)}
     plain, flipped = (session(tmp_path / n, tmp_path / "images", **fields, **{"data.flips": n == "b"}) for n in "ab")
-    one, other = make_trainer(plain), make_trainer(flipped)
     shares = []
-    for i in range(8):
-        a, b = one._examples(i), other._examples(i)
-        same = (a[0] == b[0]).flatten(1).all(1)
-        mirrored = (a[0].flip(-1) == b[0]).flatten(1).all(1)
-        assert torch.all(same ^ mirrored) and torch.equal(a[1], b[1])
-        shares.append(mirrored.double().mean())
+    with closing(make_trainer(plain)) as one, closing(make_trainer(flipped)) as other:
+        for i in range(8):
+            a, b = one._examples(i), other._examples(i)
+            same = (a[0] == b[0]).flatten(1).all(1)
+            mirrored = (a[0].flip(-1) == b[0]).flatten(1).all(1)
+            assert torch.all(same ^ mirrored) and torch.equal(a[1], b[1])
+            shares.append(mirrored.double().mean())
     assert abs(np.mean(shares) - 0.5) < 0.1 and len(set(map(float, shares))) > 1
     assert torch.equal(plain.data.split("test")[:], flipped.data.split("test")[:])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,7 +65,7 @@ class Stored(ABC):
         numbers = np.arange(len(self))[index] if isinstance(index, slice) else index.cpu().numpy()
         return torch.from_numpy(self.read(numbers.astype(np.int64)))
 
-    def ahead(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    def ahead(self, batches: Iterable[Tensor]) -> Generator[Tensor, None, None]:
         """The images of every batch of numbers, in order; workers read the next ones meanwhile.
 
         Raises:
@@ -163,7 +163,7 @@ def joined(parts: Sequence[Images]) -> Images:
     return Joined(stored, max(part.workers for part in stored))
 
 
-def in_batches(images: Images, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+def in_batches(images: Images, batches: Iterable[Tensor]) -> Generator[Tensor, None, None]:
     """The images of every batch of numbers, in order, read ahead where they lie in files."""
     return images.ahead(batches) if isinstance(images, Stored) else (images[numbers] for numbers in batches)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -31,20 +32,20 @@ _PREVIEW_STEPS, _PREVIEW_SAMPLES, _TEST_PASSES, _TEST_IMAGES = 50, 36, 4, 512
 def train(session: Session) -> None:
     """Train until config.train.iterations, from the saved state if there is one."""
     trainee = trainee_for(session)
-    trainer = make_trainer(session, trainee)
     board = session.workdir / "tensorboard"
-    if trainer.iteration:
-        changed = f" ({trainer.changed})" if trainer.changed else ""
-        say(f"continuing at iteration {trainer.iteration} of {trainer.options.iterations}{changed}.")
-    if trainer.iteration < trainer.options.iterations:
-        parameters = sum(p.numel() for p in trainer.network.parameters())
-        say(f"training {parameters:,} parameters on {session.device} ({session.config.precision}).")
-        shown = of_samples(session, session.denoiser(trainer.ema.module, clip=True))
-        chosen = {"objective": session.config.train.objective} | dataclasses.asdict(trainer.options)
-        with Report(board / trainee.name, last=trainer.iteration) as report, deferred_interrupt() as stop:
-            report.trial(trainee.name, chosen)
-            loop(trainer, report, shown, stop)
-    export(trainee, trainer)
+    with closing(make_trainer(session, trainee)) as trainer:
+        if trainer.iteration:
+            changed = f" ({trainer.changed})" if trainer.changed else ""
+            say(f"continuing at iteration {trainer.iteration} of {trainer.options.iterations}{changed}.")
+        if trainer.iteration < trainer.options.iterations:
+            parameters = sum(p.numel() for p in trainer.network.parameters())
+            say(f"training {parameters:,} parameters on {session.device} ({session.config.precision}).")
+            shown = of_samples(session, session.denoiser(trainer.ema.module, clip=True))
+            chosen = {"objective": session.config.train.objective} | dataclasses.asdict(trainer.options)
+            with Report(board / trainee.name, last=trainer.iteration) as report, deferred_interrupt() as stop:
+                report.trial(trainee.name, chosen)
+                loop(trainer, report, shown, stop)
+        export(trainee, trainer)
     say(f"weights (EMA): {trainee.file}")
     say(f"TensorBoard: tensorboard --logdir {board}")
 
