@@ -34,7 +34,10 @@ PAGES = {
     path: path.read_text()
     for path in (
         ROOT / "README.md",
-        *(ROOT / "docs" / name for name in ("results.md", "solvers.md", "spectral.md", "data.md", "diffusers.md")),
+        *(
+            ROOT / "docs" / name
+            for name in ("results.md", "solvers.md", "spectral.md", "data.md", "diffusers.md", "checkpoints.md")
+        ),
     )
 }  # comparison.md repeats
 
