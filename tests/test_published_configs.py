@@ -227,6 +227,6 @@ def test_every_row_of_the_page_can_be_asked_for(tmp_path, data):
             section, name = field.split(".")
             assert isinstance(config[section][name], str)
             config[section][name] = value
-        config.data.folder, config.trajectory.steps = str(data / config_name), 10
+        config.data.folder, config.trajectory.steps, config.network.num_res_blocks = str(data / config_name), 10, 1
         with torch.device("meta"):
             Session.make(config, tmp_path, made, trains=True)

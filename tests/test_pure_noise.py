@@ -137,7 +137,7 @@ NEEDS = RuleNeeds(lambda name: posterior, lambda: VARIANCE, 1.0, lambda: 1e-5, l
 @pytest.mark.parametrize(
     ("build", "told"),
     [
-        (lambda: Denoiser(network, FLOW), r"x0 of `predicts` = 'eps' divides by alpha, .* one of x0, v, flow\."),
+        (lambda: Denoiser(network, FLOW), r"x0 of `predicts` = 'eps' divides by alpha, .* one of x0, v, edm, flow\."),
         (lambda: Denoiser(network, FLOW, predicts="score"), r"x0 of `predicts` = 'score' divides by alpha"),
         (lambda: RULES["analytic"].build(NEEDS, "gamma"), r"`estimator` = 'gamma' .* use one of residual, data\."),
         (lambda: HEAD_RULES["relative"].build(NEEDS, estimator="gamma"), r"`estimator` = 'gamma' divides by alpha"),

@@ -178,7 +178,7 @@ def test_bad_steps_are_refused(sde: SDE, member: str, t: float, s: float, told: 
         ),
         (
             lambda: score_denoiser(torch.cos, RectifiedFlow(), Convention("eps", "time")),
-            r"x0 of `predicts` = 'eps' divides by alpha, which is 0 at t = 1, .* that predicts one of x0, v, flow",
+            r"x0 of `predicts` = 'eps' divides by alpha, which is 0 at t = 1, .* that predicts one of x0, v, edm, flow",
         ),
         (
             lambda: ProbabilityFlowHeun(DISCRETE["linear"].build(100)),
