@@ -138,5 +138,6 @@ def settings_of(
         "predicts": predicts_of(scheduler.config),
         "label": label_of,
         "data_range": clip,
+        "clip": clip is not None,
         **settings,
     }

@@ -152,7 +152,7 @@ class Denoiser:
     Args:
         network: (x [B, C, H, W], label [B]) -> [B, C (+ head), H, W]; both arguments come in x's dtype.
         process: the forward process the network was trained for.
-        predicts: "eps", "x0", "score", "v" or "flow", a key of PREDICTIONS.
+        predicts: "eps", "x0", "score", "v", "flow" or "edm", a key of PREDICTIONS.
         time_label: time -> the number the network receives.
         clip: data range (a, b) that x0 is limited to, or None.
         eps_after_clip: "rederive" or "keep", a key of EPS_AFTER_CLIP.

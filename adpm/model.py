@@ -49,7 +49,7 @@ class Model(Subject):
     Args:
         network: (x [B, ...], label [B]) -> [B, ...]; a module, which is put into evaluation mode, or any callable.
         process: the forward process it was trained for.
-        predicts: what its output is: "eps", "x0", "score", "v" or "flow".
+        predicts: what its output is: "eps", "x0", "score", "v", "flow" or "edm".
         label: what it receives as time: a name ("index": n - 0, times 1000/N), or a function of times.
         data_range: (a, b) of the data, which x0 is clipped to; None: no limits.
         clip: whether x0 is limited to data_range.

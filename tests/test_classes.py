@@ -370,6 +370,12 @@ def samples(workdir: Path) -> dict[str, np.ndarray]:
 def test_a_conditional_network_goes_through_every_mode(tmp_path: Path, capsys: Any) -> None:
     """Trained, estimated, sampled with drawn, fixed and no classes, and its bound taken."""
     assert run(flags(tmp_path, "train"), MODES) == 0
+    trained = {
+        "network__pretrained": tmp_path / "weights.safetensors",
+        "denoiser__guidance": 2.0,
+        "rule__name": "small",
+    }
+    assert run(flags(tmp_path / "with header", "sample", **trained), MODES) == 0, capsys.readouterr().err
     made = session(tmp_path)
     filled = filled_state(made.network())  # weights that listen to their class
     save_weights(tmp_path / "weights.safetensors", filled, {})

@@ -283,7 +283,13 @@ def test_a_folder_goes_through_the_modes(tmp_path: Path, capsys: Any, monkeypatc
     short = ["--config.train.iterations=2", "--config.train.batch_size=4", "--config.train.sample_every=0"]
     for mode in ("train", "sample"):
         assert run([*base, *head, *short, f"--mode={mode}"], MODES) == 0, capsys.readouterr().err
+    tuned = [f"--workdir={tmp_path / 'tuned'}", *given, *short]
+    assert run(["main.py", "--config=configs/base.py", "--mode=train", *tuned], MODES) == 0, capsys.readouterr().err
+    assert read_weights(tmp_path / "tuned" / "weights.safetensors").keys() == state.keys()
     capsys.readouterr()
+    nothing = ["main.py", "--config=configs/base.py", f"--workdir={tmp_path / 'none'}", *given, *head, "--mode=sample"]
+    assert run(nothing, MODES) == 2
+    assert "no trained head was found" in capsys.readouterr().err
     assert run([*base, "--mode=sample", "--config.data.name=patches"], MODES) == 2
     assert "for images of shape (1, 8, 8), but the data are (3, 32, 32)" in capsys.readouterr().err
 

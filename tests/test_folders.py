@@ -13,7 +13,7 @@ import torch
 import adpm
 from adpm.errors import UserError
 from adpm.formats import read_weights
-from adpm.run import pictures
+from adpm.run import pictures, stored
 from adpm.run.assembly import Session
 from adpm.run.config import load_config
 from adpm.run.data import DATA_SETS
@@ -173,6 +173,23 @@ def session(tmp_path: Path, images: Path, **fields) -> Session:
         config, {"network.pretrained": "", "data.name": "folder", "data.folder": str(images), **fields}
     )
     return Session.make(config, tmp_path / "run", house(), trains=True)
+
+
+def test_a_check_before_saving_starts_no_workers_anew(tmp_path, monkeypatch):
+    """It asks for the next iteration's images, which that iteration then takes; one permutation serves an epoch."""
+    folder(tmp_path / "images", 20)
+    begun, made = [], stored.DataLoader
+    monkeypatch.setattr(stored, "DataLoader", lambda *args, **rest: begun.append(1) or made(*args, **rest))
+    fields = {"train.batch_size": 4, "network.model_channels": 8, "data.workers": 1}
+    with closing(make_trainer(session(tmp_path / "a", tmp_path / "images", **fields))) as trainer:
+        for _ in range(3):
+            trainer.step()
+            trainer.check()
+            again = trainer._examples(trainer.iteration)
+            assert all(
+                torch.equal(a, b) for a, b in zip(again[:2], trainer._examples(trainer.iteration)[:2], strict=True)
+            )
+    assert len(begun) == 1
 
 
 def test_half_of_the_training_images_are_mirrored(tmp_path):

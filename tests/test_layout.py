@@ -165,3 +165,16 @@ def test_no_name_is_compared_with_a_string(name: str) -> None:
     ]
     allowed = {"cli.py"}  # argument spelling
     assert Path(name).name in allowed or not found, found
+
+
+def test_every_package_is_installed() -> None:
+    """`pip install` copies what pyproject names."""
+    text = (ROOT / "pyproject.toml").read_text()
+    named = re.search(r"\[tool\.setuptools\]\npackages = \[(.*?)\]", text, re.S)
+    assert named is not None
+    there = {
+        ".".join(p.parent.relative_to(ROOT).parts)
+        for d in (*FOLDERS, "configs")
+        for p in (ROOT / d).rglob("__init__.py")
+    }
+    assert {name.strip().strip('"') for name in named[1].split(",")} == there

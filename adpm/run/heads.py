@@ -104,7 +104,7 @@ def _find(place: Place, network: Headed, trunk: Loaded) -> tuple[Path, Mapping[s
     """The head's file and tensors."""
     section, own, found = place.config["network"], place.workdir / FILE, head_file(place)
     if found is not None:
-        state = read_weights(found)
+        state = read_weights(found, set(network.trunk_state()))
         inside = {name: tensor for name, tensor in state.items() if network.in_head(name)}
         if found == own:
             return found, state  # nothing else may be in it

@@ -127,7 +127,11 @@ DENOISERS: dict[str, Kind] = {
         _network,
         "a network with trained weights",
         DenoiserFacts(trainable=True),
-        {"guidance": Field(1.0, "towards the classes it is told, two calls a step: scale; 1 = none", low=0)},
+        {
+            "guidance": Field(
+                1.0, "towards the classes it is told, two calls a step: scale; 1 = none", low=0, of=("model",)
+            )
+        },
         reads=("denoiser.predicts", "denoiser.label"),
     ),
     "ideal": Kind(_ideal, "exact, for data with known truth: no network at all", DenoiserFacts(trainable=False)),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adpm.errors import UserError
 from adpm.families import Kind
 from adpm.formats import read_weights
+from adpm.nn.heads import Headed
 from adpm.objective import Objective
 from adpm.progress import say
 from adpm.run import heads, weights
@@ -98,8 +99,9 @@ def _whole(session: Session) -> Trainee:
     objective = session.objective(variance_for(session))  # refuses before the workdir is claimed
     session.claim("weights")
     session.claim("training")
+    network = session.network()
     return Trainee(
-        network=session.network(),
+        network=network,
         objective=objective,
         options=options_of(session),
         clip=False,
@@ -108,11 +110,11 @@ def _whole(session: Session) -> Trainee:
         tensors=lambda module: module.state_dict(),
         header=lambda iterations: weights.weights_header(session.place, iterations),
         facts={"process": weights.process_digest(session.process)},
-        start=_given(session),
+        start=_given(session, network),
     )
 
 
-def _given(session: Session) -> Mapping[str, Tensor] | None:
+def _given(session: Session, network: Headed) -> Mapping[str, Tensor] | None:
     """Fine-tuning: the weights that training begins with, where the config names some.
 
     Raises:
@@ -128,7 +130,7 @@ def _given(session: Session) -> Mapping[str, Tensor] | None:
             "path, or set it to '' to start from scratch."
         )
     say(f"training starts from '{file}'; set config.network.pretrained = '' to start from scratch.")
-    return read_weights(file)
+    return read_weights(file, set(network.state_dict()))
 
 
 def _head(session: Session, kind: Kind) -> Trainee:

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,17 @@ def _mixed(seed: int, number: int) -> int:
     return (seed * 0x9E3779B1 + number) % 2**32
 
 
+@lru_cache(maxsize=2)
+def _permutation(seed: int, size: int) -> Tensor:
+    """Of an epoch; kept, because one of a million numbers takes as long as a step."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+
+
 def batch_indices(seed: int, iteration: int, batch_size: int, size: int) -> Tensor:
     """Indices of one batch: consecutive pieces of one fresh permutation per epoch."""
     first = iteration * batch_size
     epochs = range(first // size, (first + batch_size - 1) // size + 1)
-    order = torch.cat(
-        [torch.randperm(size, generator=torch.Generator().manual_seed(_mixed(seed, epoch))) for epoch in epochs]
-    )
+    order = torch.cat([_permutation(_mixed(seed, epoch), size) for epoch in epochs])
     start = first - epochs[0] * size
     return order[start : start + batch_size]
 
@@ -147,7 +152,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
         self.iteration, self.changed = 0, ""
         self._ahead: Generator[Tensor, None, None] = (_ for _ in ())  # batches that are read ahead
-        self._reads = -1  # the iteration of the next of them
+        self._last = -1  # the iteration whose batch is at hand
+        self._batch: tuple[Tensor, Tensor] | None = None
         if state_file.exists():
             self._restore()
 
@@ -234,31 +240,38 @@ class Trainer:
     def _examples(self, iteration: int) -> tuple[Tensor, Tensor, Array, Array, Tensor | None]:
         """x0, eps, times, weights and classes of an iteration: of (seed, iteration) and of what `times` learned."""
         size = self.options.batch_size
-        x0 = self.data.scaled(self._stored(iteration)).to(self.device)
+        images, stored = self._stored(iteration)
+        x0 = self.data.scaled(stored).to(self.device)
         t, weights = self.times.draw(stratified(self.seed, iteration, size))
         numbers = iteration * size + torch.arange(size, device=self.device)
         if self.data.flips:
             mirrored = KeyedNoise(self.seed, "flips")(numbers, 0, torch.Size((1, 1, 1))) < 0.0
             x0 = torch.where(mirrored, x0.flip(-1), x0)
-        classes = None
-        if self.classes:
-            images = batch_indices(self.seed, iteration, size, len(self.data.split("train")))
-            classes = self.classes.of_examples(images, numbers)
+        classes = self.classes.of_examples(images, numbers) if self.classes else None
         return x0, KeyedNoise(self.seed, "train")(numbers, 0, x0.shape[1:]), t, weights, classes
 
     def close(self) -> None:
         """End the processes that read ahead, now: found in a cycle by the garbage collector, they take 5 s each."""
         self._ahead.close()
-        self._reads = -1
+        self._last, self._batch = -1, None
 
-    def _stored(self, iteration: int) -> Tensor:
-        """The images of an iteration as they are stored; those of the next ones are read ahead from files."""
-        if iteration != self._reads:
+    def _stored(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """Numbers and images, as they are stored, of an iteration; those of the next ones are read ahead from files.
+
+        Those of the last one are kept: a check before saving asks for what the next iteration takes.
+        """
+        if iteration != self._last:
             size, images = self.options.batch_size, self.data.split("train")
-            numbers = (batch_indices(self.seed, i, size, len(images)) for i in itertools.count(iteration))
-            self._ahead = in_batches(images, numbers)
-        self._reads = iteration + 1
-        return next(self._ahead)
+
+            def numbers_of(i: int) -> Tensor:
+                return batch_indices(self.seed, i, size, len(images))
+
+            if iteration != self._last + 1 or self._batch is None:
+                self._ahead.close()
+                self._ahead = in_batches(images, map(numbers_of, itertools.count(iteration)))
+            self._batch, self._last = (numbers_of(iteration), next(self._ahead)), iteration
+        assert self._batch is not None
+        return self._batch
 
     def _average(self, averages: Any, parameters: Any, count: Any) -> None:
         get_ema_multi_avg_fn(self.options.decay(self.iteration))(averages, parameters, count)
