@@ -30,9 +30,10 @@ from adpm.nn.iddpm_layers import timestep_embedding
 from adpm.noise import KeyedNoise
 from adpm.objective import ObjectiveNeeds
 from adpm.process import Array, Process
-from adpm.run.store import differences, write_whole
+from adpm.run.store import differences
 from adpm.run.times import TIMES
 from adpm.run.training import SCHEDULES, stratified
+from adpm.whole import write_whole
 from covariance.objective import OBJECTIVES
 
 Head = Callable[[Tensor, Tensor], Tensor]

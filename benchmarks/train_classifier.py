@@ -19,7 +19,7 @@ from torch import Tensor
 from adpm.nn.checkpoint import save_weights
 from adpm.nn.classifier import DigitFeatures
 from adpm.run.data import DATA_SETS
-from adpm.run.store import write_whole
+from adpm.whole import write_whole
 from benchmarks.protocol import describe
 
 

@@ -29,4 +29,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.rule.name = "analytic"
     config.trajectory.name = "even"
     config.trajectory.steps = 64
+    config.evaluate.features = "pixels"
     return base.with_variant(config, variant, {})

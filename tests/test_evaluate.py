@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from adpm.formats import read_weights
 from adpm.run import metrics
 from adpm.run.data import toy
 from adpm.run.distances import frechet, kernel_distance
@@ -65,6 +66,29 @@ def test_samples_of_an_exact_denoiser_are_near_the_floor(tmp_path, capsys):
         assert words in told
     assert "Frechet distance: " in told and "(as many real images: " in told
     assert (tmp_path / "run" / "tensorboard" / "evaluate").is_dir()
+
+
+FILE = "pretrained/digits.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("config", "wrapper", "told"),
+    [
+        ("digits", "", f"{FILE} (ema)"),
+        ("digits:npr", "", f"{FILE} (ema), head of pretrained/digits_npr.safetensors"),
+        ("digits", "ema", "theirs.pt (an average over training (EMA), stored beside the raw weights)"),
+        ("digits:npr", "model", "theirs.pt (one set of weights; nothing says whether they are an average), head of "),
+    ],
+)
+def test_which_weights_the_samples_are_of_is_told(tmp_path, config, wrapper, told):
+    """Of the trunk, with a head of its own or without, in files of ours and of others."""
+    rule = () if ":" in config else ("rule.name=small",)
+    fields = ["trajectory.name=even", "trajectory.steps=2", "sampling.samples=4", "evaluate.measures=frechet", *rule]
+    if wrapper:
+        torch.save({wrapper: read_weights(ROOT / FILE)}, tmp_path / "theirs.pt")
+        fields.append(f"network.pretrained={tmp_path / 'theirs.pt'}")
+    assert go(tmp_path / "run", config, "evaluate", *fields, "evaluate.images=50", "evaluate.floor=False") == 0
+    assert told in result(tmp_path / "run")["protocol"]["weights"]
 
 
 def _spread(total: int, count: int) -> np.ndarray:
@@ -154,6 +178,7 @@ def test_what_cannot_be_evaluated_is_told(tmp_path, worlds, capsys, monkeypatch)
     root, _, _ = worlds
     base = ("digits", "evaluate", *OF, f"data.folder={root / 'data'}")
     one = f"evaluate.folder={root / 'others'}"
+    given = (one, "evaluate.measures=frechet", "evaluate.reference=stats.npz")
     folder(tmp_path / "large", 4)
     monkeypatch.setitem(sys.modules, "pytorch_fid.inception", None)
     for fields, told in (
@@ -161,6 +186,10 @@ def test_what_cannot_be_evaluated_is_told(tmp_path, worlds, capsys, monkeypatch)
         ((one, "evaluate.features=inception"), "config.evaluate.features = 'inception' needs pytorch-fid"),
         ((one, "evaluate.features=pixel"), "config.evaluate.features = 'pixel' is unknown (did you mean 'pixels'?)"),
         ((one, "evaluate.measures=fid"), "config.evaluate.measures = 'fid' is unknown"),
+        ((*given, "evaluate.splits=('test',)"), "config.evaluate.splits = ('test',) is about the data's images, and"),
+        ((*given, "evaluate.images=9"), "config.evaluate.images = 9 is about the data's images, and"),
+        ((*given, "evaluate.floor=False"), "config.evaluate.floor = False is about the data's images, and"),
+        (("evaluate.workers=4",), "config.evaluate.workers = 4 does not go with config.evaluate.folder = ''."),
         ((one, "evaluate.splits=('valid',)"), "config.evaluate.splits = 'valid' is unknown; known: test, train"),
         ((f"evaluate.folder={tmp_path / 'gone'}",), "gone' does not exist"),
         ((f"evaluate.folder={tmp_path / 'large'}",), "has images of shape (3, 8, 8), and the data are (3, 4, 4)"),
@@ -176,4 +205,4 @@ def test_what_cannot_be_evaluated_is_told(tmp_path, worlds, capsys, monkeypatch)
 
 def test_every_kind_of_features_says_its_protocol():
     for kind in metrics.FEATURES.values():
-        assert kind.facts.resize and kind.facts.normalisation and kind.facts.of
+        assert kind.facts.resize and kind.facts.of

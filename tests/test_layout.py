@@ -15,7 +15,7 @@ from adpm.run.families import PACKAGES, house
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "errors families reading provenance pickles progress process kernel noise parametrisation denoiser classes "
+    "errors families reading whole provenance pickles progress process kernel noise parametrisation denoiser classes "
     "guidance ideal derivative draws gaussian_score mixture_fit moments ms_eps basis transforms bases shrinkage "
     "coordinates coordinate_draws gaussian variance shortest_path costs planning published_split shortened solver "
     "exponential multistep published_multistep start sampler reference fitting fitted trajectory ems ems_integrals "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,19 @@ def test_it_comes_back_to_the_last_bit(scheduler, folder):
     assert (again.known.data_nats == scheduler.known.data_nats).all()
     again.save_pretrained(folder)
     assert torch.equal(drawn(AnalyticScheduler.from_pretrained(folder), 7), drawn(scheduler, 7))
+
+
+def test_it_is_written_as_all_files_of_the_project_are(scheduler, tmp_path, monkeypatch):
+    """With the rights that the user gives to files; and a refusal of the system names the file."""
+    mask = os.umask(0o027)
+    try:
+        scheduler.save_pretrained(tmp_path)
+    finally:
+        os.umask(mask)
+    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o640
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
+    with pytest.raises(OSError, match=f"no space: '.*{FILE}'$"):
+        scheduler.save_pretrained(tmp_path)
 
 
 def test_a_planned_path_is_not_planned_again(folder, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from adpm.nn import NETWORKS
 from adpm.run.cli import run
 from adpm.run.commands import MODES
 from adpm.run.data import DATA_SETS
+from adpm.run.distances import frechet
 from adpm.run.vectors import read_vectors
 
 DIM = 6
@@ -45,6 +47,11 @@ def test_the_prior_learns_a_gaussian(tmp_path: Path, file: Path) -> None:
     samples = np.load(found)["samples"].astype(np.float64).reshape(2000, DIM)
     assert np.abs(samples.mean(0) - MEAN).max() < 0.06
     assert np.abs(samples.std(0) / DEVIATION - 1.0).max() < 0.2
+    assert go(tmp_path / "run", file, "evaluate", *few, "--config.sampling.batch_size=2000") == 0
+    (told,) = (tmp_path / "run").glob("evaluate/*/result.json")
+    train = np.load(file)["vectors"].astype(np.float64)[:4800]
+    ours, real = ((x.mean(0) / 4.0, np.cov(x.T) / 16.0) for x in (samples, train))  # in units of their range, 4
+    assert json.loads(told.read_text())["figures"]["frechet"] == pytest.approx(frechet(*ours, *real), rel=1e-4)
 
 
 def test_what_is_read_is_what_was_written(file: Path, tmp_path: Path) -> None:

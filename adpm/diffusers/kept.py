@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from adpm.measured import Moments
 from adpm.moments import MomentTable
 from adpm.process import DiscreteProcess
 from adpm.reading import looks_like, plain_file
+from adpm.whole import write_whole
 
 FILE = "adpm_moments.safetensors"
 _PATH, _ROW = "path_", "data_nats"
@@ -46,21 +45,8 @@ def write(known: Known, folder: Path) -> str:
         else:
             numbers[name] = np.ascontiguousarray(array).reshape(array.shape)
     data = save(numbers, metadata={"adpm": json.dumps({"words": words, "paths": list(known.paths)}, sort_keys=True)})
-    _write_whole(folder, data)
+    write_whole(folder / FILE, lambda path: path.write_bytes(data))
     return hashlib.sha256(data).hexdigest()
-
-
-def _write_whole(folder: Path, data: bytes) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{FILE}.", suffix=".part", dir=folder)
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        part.chmod(0o644)
-        os.replace(part, folder / FILE)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def beside(place: Any, subfolder: str | None, config_name: str, hub: Mapping[str, Any]) -> Path:

@@ -117,12 +117,14 @@ SECTIONS: dict[str, dict[str, Field]] = {
     "evaluate": {
         "measures": Field("frechet+kernel+energy", "distances, joined by '+'", choices="measure", many=True, of=()),
         "features": Field("inception", "what they are measured in", choices="features", of=()),
-        "folder": Field("", "images to evaluate, all of one size; empty = the run's samples", of=()),
+        "folder": Field(
+            "", "images to evaluate, all of one size; empty = the run's samples", of=(), reads=("evaluate.workers",)
+        ),
         "reference": Field("", "npz with `mu` and `sigma`, as pytorch-fid writes it; empty = the data", of=()),
         "splits": Field(("train",), "of the data that are the reference", of=()),
         "images": Field(0, "how many of them, evenly spread; 0 = all", low=0, of=()),
         "floor": Field(True, "also tell what as many real images score, drawn with replacement", of=()),
         "batch_size": Field(64, "images per call of the features' network", low=1, of=()),
-        "workers": Field(2, "processes that read the folder's images ahead", low=0, of=()),
+        "workers": Field(2, "processes that read the folder's images ahead", low=0),
     },
 }

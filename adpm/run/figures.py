@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from adpm.process import Array
-from adpm.run.store import write_whole
+from adpm.whole import write_whole
 
 _METADATA: dict[str, dict[str, None]] = {"svg": {"Date": None}}
 """Of formats that would name the day."""

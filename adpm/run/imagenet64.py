@@ -20,8 +20,8 @@ from adpm.errors import UserError
 from adpm.progress import progress, say
 from adpm.reading import plain_file, read_npz
 from adpm.run.batches import unpickled
-from adpm.run.store import write_whole
 from adpm.run.stored import Joined, Mapped
+from adpm.whole import write_whole
 
 SHAPE = (3, 64, 64)
 TRAIN = tuple(f"train_data_batch_{i}" for i in range(1, 11))

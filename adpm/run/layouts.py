@@ -15,8 +15,9 @@ from adpm.formats import diffusers
 from adpm.formats.shapes.shape import Shape
 from adpm.nn.checkpoint import save_weights, state_hash
 from adpm.run.recognised import Recognised
-from adpm.run.store import write_json, write_whole
+from adpm.run.store import write_json
 from adpm.run.weights import FILE
+from adpm.whole import write_whole
 
 
 def _ours(found: Recognised, shape: Shape, workdir: Path) -> Path:

@@ -26,6 +26,8 @@ from adpm.nn.classifier import DigitFeatures
 
 CLASSIFIER = Path(__file__).resolve().parents[2] / "pretrained" / "digits_classifier.safetensors"
 DIGITS = (1, 8, 8)
+NORMALISATION = "levels in [-1, 1]"
+"""Of the images that every member of FEATURES is given."""
 
 Shape = tuple[int, ...]
 
@@ -36,12 +38,10 @@ class FeatureFacts:
 
     Attributes:
         resize: what they do to the size of images.
-        normalisation: what they make of levels, which come in [-1, 1].
         of: a short name of the network; figures in features of others are others.
     """
 
     resize: str
-    normalisation: str
     of: str
 
 
@@ -202,12 +202,12 @@ FEATURES: dict[str, Kind] = {
     "digits": Kind(
         digit_features,
         "the last hidden layer of our classifier of digits, 64 features",
-        FeatureFacts("none", "levels in [-1, 1]", "the digits classifier"),
+        FeatureFacts("none", "the digits classifier"),
     ),
     "inception": Kind(
         inception_features,
         "pytorch-fid's Inception, 2048 features: FID (extra `fid`)",
-        FeatureFacts("to 299 x 299, bilinear, by pytorch-fid", "levels in [-1, 1]", "pytorch-fid's InceptionV3"),
+        FeatureFacts("to 299 x 299, bilinear, by pytorch-fid", "pytorch-fid's InceptionV3"),
     ),
-    "pixels": Kind(pixel_features, "the images themselves", FeatureFacts("none", "levels in [-1, 1]", "pixels")),
+    "pixels": Kind(pixel_features, "the images themselves", FeatureFacts("none", "pixels")),
 }

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from adpm.provenance import leaves
-from adpm.run.store import write_whole
+from adpm.whole import write_whole
 
 EVENTS = "events.out.tfevents.*"
 _KEPT = "events.out.tfevents.0000000000.kept"

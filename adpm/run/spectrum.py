@@ -19,7 +19,8 @@ from adpm.run.figures import save_figure
 from adpm.run.kept import Kept
 from adpm.run.measure import check_plausible, moment_provenance, moments_path
 from adpm.run.report import Report
-from adpm.run.store import Parts, parts_of, read_arrays, save_arrays, write_whole
+from adpm.run.store import Parts, parts_of, read_arrays, save_arrays
+from adpm.whole import write_whole
 
 KEPT = Kept("coordinates", "moments", "coordinates_file", "coordinates", Spectrum.load)
 _SHOWN = 8

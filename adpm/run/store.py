@@ -1,19 +1,16 @@
 """One way to keep work: files are whole or absent, named by what they depend on; damaged ones are told and made again.
 
-A file is written beside its place and renamed. Long work is kept range by range while it lasts (`Parts`) and as one
-file when it is done (`record`); then the parts go. A workdir belongs to one model (`claim`).
+Long work is kept range by range while it lasts (`Parts`) and as one file when it is done (`record`); then the parts go.
+A workdir belongs to one model (`claim`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,49 +20,9 @@ import numpy as np
 from adpm.errors import UserError
 from adpm.progress import Arrays, Keep, progress, say
 from adpm.reading import plain_file, read_npz
+from adpm.whole import write_whole
 
 Table = TypeVar("Table")
-
-_STALE = 3600.0
-"""Seconds after which a temporary file belongs to a run that was killed."""
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a temporary sibling and rename it to `path`.
-
-    Raises:
-        OSError: naming `path`, where the system refuses; what was there is left as it was.
-    """
-    try:
-        _write_whole(path, write)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stem = f".{path.name[-100:]}."
-    for old in path.parent.glob(f"{stem}*.part"):
-        with suppress(OSError):
-            if time.time() - old.stat().st_mtime > _STALE:
-                old.unlink()
-    handle, name = tempfile.mkstemp(prefix=stem, suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # temporary files are for their owner alone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -30,9 +30,10 @@ from adpm.process import Array, Process
 from adpm.run.classes import TrainingClasses, given
 from adpm.run.dataset import DataSet
 from adpm.run.state import check_state, largest, read_state, torch_save_bytes
-from adpm.run.store import differences, write_whole
+from adpm.run.store import differences
 from adpm.run.stored import in_batches
 from adpm.run.times import TIMES, stratified
+from adpm.whole import write_whole
 
 SCHEDULES: dict[str, Kind] = {
     "constant": Kind(lambda: lambda done: 1.0, "the same rate throughout"),

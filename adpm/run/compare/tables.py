@@ -21,7 +21,7 @@ from pathlib import Path
 from adpm.run.compare.merit import BITS, DISTANCE, Merit, plus_minus, ranked, tied
 from adpm.run.compare.method import Method, Skipped
 from adpm.run.compare.results import Results, Row, mean_and_spread
-from adpm.run.store import write_whole
+from adpm.whole import write_whole
 
 NONE = "–"
 """In Markdown, where there is no figure."""

@@ -24,8 +24,9 @@ from adpm.run.compare.tables import write_tables
 from adpm.run.compare.verdict import headline, verdict
 from adpm.run.config import Job
 from adpm.run.families import house
-from adpm.run.store import check_writable, write_whole
+from adpm.run.store import check_writable
 from adpm.run.work import available, resolve_device, side_by_side
+from adpm.whole import write_whole
 
 
 def compare(job: Job) -> None:

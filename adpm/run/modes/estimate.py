@@ -19,7 +19,7 @@ from adpm.run.assembly import Session
 from adpm.run.figures import save_figure
 from adpm.run.measure import moments_for, moments_key, unexplained_for
 from adpm.run.report import Report
-from adpm.run.store import write_whole
+from adpm.whole import write_whole
 
 _SHOWN = 8
 

@@ -15,6 +15,7 @@ from ml_collections import FrozenConfigDict
 from torch import Tensor, nn
 
 from adpm.errors import UserError, lookup
+from adpm.formats import read
 from adpm.nn.checkpoint import read_header, state_hash
 from adpm.progress import say
 from adpm.reading import plain_file
@@ -24,13 +25,17 @@ from adpm.run.distances import FeatureStatistics, Sides
 from adpm.run.featured import ImageSet, published_statistics, statistics_of
 from adpm.run.folders import files
 from adpm.run.listing import spread
-from adpm.run.metrics import FeatureFacts
+from adpm.run.metrics import NORMALISATION, FeatureFacts
 from adpm.run.naming import naming
 from adpm.run.problem import Problem
 from adpm.run.report import Report, markdown
 from adpm.run.samples import samples_for
 from adpm.run.store import check_writable, digest, write_json
 from adpm.run.stored import joined
+from adpm.run.table import Table
+
+_OF_DATA = ("splits", "images", "floor")
+"""Fields that say which of the data's images are the reference, and what as many of them score."""
 
 _OF_IMAGES, _NUMBERS = 5000, 2**26
 """Images that the energy distance is taken of, and numbers in them, at most: it looks at all pairs."""
@@ -84,6 +89,7 @@ class Evaluation:
     def check(self) -> None:
         """Refuse what cannot be measured, before any work."""
         section = self.section
+        _check_read(section, self.job.house.table)
         more = [name for name, kind in self.measures.items() if not kind.facts.of_moments]
         if section.reference and more:
             raise UserError(
@@ -129,7 +135,7 @@ class Evaluation:
         told = {
             "images": f"{len(drawn.kept):,} samples, {int(drawn.first['nfe'])} network calls each: {drawn.file}",
             "quantised": "to 256 levels" if session.data.levels else "not at all",
-            "weights": _weights(session.sampler_model.source),
+            "weights": _weights(session),
             "path": protocol["path"],
         }
         return ImageSet(
@@ -213,7 +219,7 @@ class Evaluation:
             "seed": self.problem.config.seed,
             "features": f"{facts.of} ({self.section.features}, {self.network.num_features} numbers, weights {weights})",
             "resize": facts.resize,
-            "normalisation": facts.normalisation,
+            "normalisation": NORMALISATION,
             "measures": {name: kind.facts.protocol for name, kind in self.measures.items()},
         }
 
@@ -239,7 +245,27 @@ def _of_levels(levels: Tensor) -> Tensor:
     return levels.float() / 127.5 - 1.0
 
 
-def _weights(source: str) -> str:
-    """Where weights came from, and whether they are the average, where their file says so."""
-    kind = read_header(Path(source)).get("weights")
-    return f"{source} ({kind})" if kind else source
+def _weights(session: Session) -> str:
+    """Where the samples' weights came from, the head's among them, and which of those in the trunk's file they are."""
+    source, trunk = session.sampler_model.source, session.trunk
+    if trunk.network is None:
+        return source
+    file = Path(trunk.source)
+    chosen = read_header(file).get("weights") or read(file)[1].chosen
+    return f"{trunk.source} ({chosen}){source.removeprefix(trunk.source)}"
+
+
+def _check_read(section: Any, table: Table) -> None:
+    """Refuse fields about the data's images where published statistics take their place.
+
+    Raises:
+        UserError: naming the field.
+    """
+    if not section.reference:
+        return
+    for name in _OF_DATA:
+        if section[name] != table.default(f"evaluate.{name}"):
+            raise UserError(
+                f"config.evaluate.{name} = {section[name]!r} is about the data's images, and "
+                f"config.evaluate.reference = '{section.reference}' takes their place; unset one of them."
+            )

@@ -18,13 +18,13 @@ from adpm.run.assembly import Session
 from adpm.run.classes import TrainingClasses, of_samples
 from adpm.run.interrupts import Stop, deferred_interrupt
 from adpm.run.report import Report, image_grid
-from adpm.run.store import write_whole
 from adpm.run.trainees import Trainee, trainee_for
 from adpm.run.training import Trainer
 from adpm.sampler import keyed, sample
 from adpm.solver import ReverseGaussian
 from adpm.trajectory import Request, trajectory
 from adpm.variance import Small
+from adpm.whole import write_whole
 
 _PREVIEW_STEPS, _PREVIEW_SAMPLES, _TEST_PASSES, _TEST_IMAGES = 50, 36, 4, 512
 
