@@ -34,7 +34,6 @@ class DataSet:
         truth: the exact distribution, where it is known.
         digest: of the images, where their name does not say which they are.
         flips: whether half of the images that a network is trained on are mirrored, drawn anew each time.
-        classes: what the labels are called, where that is known.
         known_shape: (C, H, W), where it is known without reading the images.
     """
 
@@ -47,7 +46,6 @@ class DataSet:
     truth: ideal.Mixture | None = None
     digest: str = ""
     flips: bool = False
-    classes: tuple[str, ...] = ()
     known_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:

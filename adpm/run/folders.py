@@ -96,12 +96,10 @@ class Divided:
     Attributes:
         numbers: split -> numbers of its images.
         classes: split -> their classes; None where they have none.
-        names: of the classes.
     """
 
     numbers: Mapping[str, NDArray[np.int64]]
     classes: Mapping[str, NDArray[np.int64] | None]
-    names: tuple[str, ...]
 
 
 def _divided(found: Listing, held_out: int) -> Divided:
@@ -119,7 +117,7 @@ def _divided(found: Listing, held_out: int) -> Divided:
     labels = labels_of(found.tops, found.top_names, found.top_names)
     numbers = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
     classes = {split: None if labels is None else labels[own] for split, own in numbers.items()}
-    return Divided(numbers, classes, () if labels is None else found.top_names)
+    return Divided(numbers, classes)
 
 
 def _says_who(held_out: int, who: str) -> None:
@@ -137,7 +135,7 @@ def _by_folders(found: Listing, chosen: Mapping[str, str]) -> Divided:
     for split, own in of_split.items():
         numbers[split] = np.flatnonzero(np.array(own)[found.which])
         classes[split] = labels_of(found.which[numbers[split]], below, names)
-    return Divided(numbers, classes, () if classes["train"] is None else names)
+    return Divided(numbers, classes)
 
 
 def folder_images(
@@ -154,7 +152,7 @@ def _data_set(name: str, whole: Files, divided: Divided, low: float, high: float
     splits = {s: Files(found, numbers, whole.reading, whole.workers) for s, numbers in divided.numbers.items()}
     labels: dict[str, Tensor] = {s: torch.from_numpy(c) for s, c in divided.classes.items() if c is not None}
     digest = f"{len(found)} files, {found.digest()}"
-    return DataSet(name, splits, 256, low, high, labels, digest=digest, flips=flips, classes=divided.names)
+    return DataSet(name, splits, 256, low, high, labels, digest=digest, flips=flips)
 
 
 def lsun(**options: Any) -> DataSet:
@@ -188,7 +186,7 @@ def _partition(path: Path, found: Listing) -> Divided:
     numbers = {split: np.flatnonzero(of == split) for split in _PARTS.values() if (of == split).any()}
     if not {"train", "test"} <= numbers.keys():
         raise UserError(f"'{path}' leaves no image of '{found.root}' for train or for test.")
-    return Divided(numbers, dict.fromkeys(numbers), ())
+    return Divided(numbers, dict.fromkeys(numbers))
 
 
 def _missing(what: str, **options: Any) -> str:
