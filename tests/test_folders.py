@@ -70,6 +70,8 @@ def test_images_are_those_of_the_files_in_order(tmp_path):
     assert torch.equal(data.split("train")[:], channels_first[~test])
     assert torch.equal(data.split("test")[torch.tensor([3, 0, 3])], channels_first[test][[3, 0, 3]])
     assert (len(data.split("train")), len(build(folder=str(tmp_path), held_out=7).split("test"))) == (16, 7)
+    with pytest.raises(UserError, match="`held_out` = 25 leaves 0 of 20 images to train on"):
+        build(folder=str(tmp_path), held_out=25)
     assert torch.allclose(data.scaled(data.split("test")[:1]), -1 + channels_first[2:3] / 127.5, atol=1e-6)
 
 

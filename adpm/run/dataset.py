@@ -113,6 +113,18 @@ def range_fields(low: float = -1.0) -> dict[str, Field]:
     }
 
 
+def held_out_of(total: int, held_out: int, what: str = "images") -> int:
+    """How many of `total` examples are for test: `held_out`, or a fifth where that is 0.
+
+    Raises:
+        UserError: if that leaves none on either side.
+    """
+    count = held_out or total // 5
+    if not 0 < count < total:
+        raise UserError(f"`held_out` = {held_out} leaves {max(total - count, 0)} of {total} {what} to train on.")
+    return count
+
+
 DRAWN = ("training", "model")
 """Which images there are is nothing that a network's function depends on."""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from adpm.errors import UserError
 from adpm.families import Field, Kind
 from adpm.reading import plain_file
-from adpm.run.dataset import DRAWN, DataFacts, DataSet, flips_field, range_fields
+from adpm.run.dataset import DRAWN, DataFacts, DataSet, flips_field, held_out_of, range_fields
 from adpm.run.listing import Listing, labels_of, listing, missing, spread
 from adpm.run.pictures import Reading, facts_of
 from adpm.run.stored import Stored
@@ -110,10 +110,7 @@ def _divided(found: Listing, held_out: int) -> Divided:
         _says_who(held_out, f"the folders '{chosen['train']}' and '{chosen['test']}'")
         return _by_folders(found, {split: str(name) for split, name in chosen.items()})
     total = len(found)
-    count = held_out or total // 5
-    if not 0 < count < total:
-        raise UserError(f"`held_out` = {held_out} leaves {total - count} of {total} images to train on.")
-    test = spread(total, count)
+    test = spread(total, held_out_of(total, held_out))
     labels = labels_of(found.tops, found.top_names, found.top_names)
     numbers = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
     classes = {split: None if labels is None else labels[own] for split, own in numbers.items()}
