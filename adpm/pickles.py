@@ -12,7 +12,7 @@ import torch
 
 def numpy_globals() -> list[Any]:
     """What pickled numpy arrays and scalars need, under the module names of numpy 1 and of numpy 2."""
-    core = np._core.multiarray  # type: ignore[attr-defined]
+    core, numeric = np._core.multiarray, np._core.numeric  # type: ignore[attr-defined]
     return [
         core._reconstruct,
         (core._reconstruct, "numpy.core.multiarray._reconstruct"),
@@ -22,7 +22,16 @@ def numpy_globals() -> list[Any]:
         np.dtype,
         np.dtypes.Float32DType,
         np.dtypes.Float64DType,
+        numeric._frombuffer,
+        (numeric._frombuffer, "numpy.core.numeric._frombuffer"),
     ]
+
+
+def numpy_names() -> dict[str, Any]:
+    """The same by the dotted names that pickles call them."""
+    found = numpy_globals()
+    named = (one if isinstance(one, tuple) else (one, f"{one.__module__}.{one.__name__}") for one in found)
+    return {name: one for one, name in named}
 
 
 def safe_load(file: Path | IO[bytes]) -> Any:

@@ -86,7 +86,6 @@ class SolverFacts:
     Attributes:
         uses_rule: whether the variance rule is its covariance, given as `rule`; else it has none, or noise of its own.
         uses_eta: whether eta is a choice, given as `eta`; else it is part of the solver.
-        needs_sde: whether it wants a process with drift and diffusion.
         uses_path: whether it wants to know the whole path from the start, given as `times` [K+1].
         statistics: the kind of statistics of the network that it needs, "moments", "coordinates" or "ems"; given as
             `statistics`, a function that measures them when it is called. "": none.
@@ -94,7 +93,6 @@ class SolverFacts:
 
     uses_rule: bool = False
     uses_eta: bool = False
-    needs_sde: bool = False
     uses_path: bool = False
     statistics: str = ""
 

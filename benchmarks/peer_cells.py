@@ -132,9 +132,7 @@ def leading(images: Tensor, device: torch.device) -> nn.Module:
     axes = torch.linalg.eigh(torch.cov(images.T.to(device, torch.float64))).eigenvectors[:, -LEADING:].T.float().cpu()
     features = nn.Linear(*axes.shape[::-1], bias=False)
     features.weight = nn.Parameter(axes.contiguous(), requires_grad=False)
-    made = nn.Sequential(nn.Flatten(), features)
-    made.num_features = LEADING  # type: ignore[assignment]  # torchmetrics asks for it
-    return made
+    return nn.Sequential(nn.Flatten(), features)
 
 
 def figures(images: Tensor, names: Sequence[str], place: Place) -> dict[str, float]:

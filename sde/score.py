@@ -4,8 +4,8 @@ A network trained in continuous time approximates score(x, t) = grad log q(x_t),
 
     score = -E[eps | x_t] / sigma_t,    eps = -sigma_t score,    x_0 = (x + sigma_t^2 score) / alpha_t
 
-so it is a `Denoiser` like any other, once two things are said: what its output means and what number it receives as
-time. The conventions of Song et al. 2021 (score_sde):
+so it is a `Denoiser` like any other, once two things are said: what its output means (`predicts`) and what number it
+receives as time (a member of LABELS). The conventions of Song et al. 2021 (score_sde):
 
     VP, sub-VP   output is noise-like, score = -output / sigma_t      label 999 t
     VE           output is the score itself (the network has divided by sigma_t)   label sigma_t
@@ -20,62 +20,16 @@ k/(N-1) is shift 1, scale -(N-1). The data range ([-1, 1], for the published VE 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
-from adpm.denoiser import Denoiser, Prediction
-from adpm.families import Kind, built
-from adpm.process import Process
-
-
-@dataclass(frozen=True)
-class Convention:
-    """How a score network is to be read.
-
-    Attributes:
-        predicts: meaning of the output, a key of `adpm.denoiser.PREDICTIONS`.
-        label: the number that the network receives, a key of LABELS.
-    """
-
-    predicts: str
-    label: str
+from adpm.denoiser import Prediction
+from adpm.families import Kind
 
 
 def score_of(prediction: Prediction, sigma: float | Tensor) -> Tensor:
     """score = -eps / sigma_t, with the eps that goes with the clipped x0."""
     return -prediction.eps / sigma
-
-
-def score_denoiser(
-    network: nn.Module | Callable[[Tensor, Tensor], Tensor],
-    process: Process,
-    convention: Convention,
-    clip: tuple[float, float] | None = None,
-    eps_after_clip: str = "rederive",
-) -> Denoiser:
-    """A score network as a denoiser of `process`.
-
-    Args:
-        network: (x [B, C, H, W], label [B]) -> [B, C (+ head), H, W].
-        process: the process it was trained for.
-        convention: one of CONVENTIONS, or the user's own.
-        clip, eps_after_clip: as in `adpm.denoiser.Denoiser`.
-
-    Raises:
-        UserError: for an unknown name in `convention`.
-    """
-    label = built(LABELS, convention.label, "`label`", process)
-    return Denoiser(
-        network,
-        process,
-        predicts=convention.predicts,
-        time_label=label,
-        clip=clip,
-        eps_after_clip=eps_after_clip,
-    )
 
 
 LOG2 = float(np.log(2.0))
@@ -89,11 +43,4 @@ LABELS: dict[str, Kind] = {
         "log(sigma/alpha/2)/4, EDM's networks on data divided by 0.5",
     ),
     "sigma": Kind(lambda process: process.sigma, "sigma_t, score_sde's VE networks"),
-}
-
-CONVENTIONS: dict[str, Convention] = {
-    "vp": Convention("eps", "time_999"),
-    "subvp": Convention("eps", "time_999"),
-    "ve": Convention("score", "sigma"),
-    "rectified_flow": Convention("flow", "time_1000"),
 }

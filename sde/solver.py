@@ -237,21 +237,21 @@ SOLVERS: dict[str, Kind] = {
     "euler_maruyama": Kind(
         EulerMaruyama,
         "Euler-Maruyama steps of the reverse SDE (eta 1; eta 0 is the probability flow)",
-        SolverFacts(uses_eta=True, needs_sde=True),
+        SolverFacts(uses_eta=True),
         reads=("sampling.eta",),
     ),
     "probability_flow_euler": Kind(
-        ProbabilityFlowEuler, "Euler steps of the probability-flow ODE, no noise", SolverFacts(needs_sde=True)
+        ProbabilityFlowEuler, "Euler steps of the probability-flow ODE, no noise", SolverFacts()
     ),
     "probability_flow_heun": Kind(
         ProbabilityFlowHeun,
         "Heun steps of the probability-flow ODE, two network calls each",
-        SolverFacts(needs_sde=True),
+        SolverFacts(),
     ),
     "probability_flow_adaptive": Kind(
         ProbabilityFlowAdaptive,
         "the probability-flow ODE by Dormand-Prince with adaptive steps",
-        SolverFacts(needs_sde=True),
+        SolverFacts(),
         _tolerances(),
     ),
 }

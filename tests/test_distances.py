@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 import adpm.run.featured
 from adpm.errors import UserError
-from adpm.run.distances import MEASURES, FeatureStatistics, Sides, frechet, kernel_distance
+from adpm.run.distances import MEASURES, FeatureStatistics, Sides, kernel_distance
 from adpm.run.featured import ImageSet, published_statistics, statistics_of
-from adpm.run.metrics import FEATURES, FrechetDistance
+from adpm.run.metrics import FEATURES, FrechetDistance, frechet
 
 CPU = torch.device("cpu")
 
@@ -55,13 +56,18 @@ def test_frechet_is_its_formula():
     ), "(3 - 1)^2 tr C"
 
 
-def test_frechet_agrees_with_the_comparisons_metric():
-    """Also where there are fewer images than features."""
+def test_frechet_is_torchmetrics():
+    """Also where there are fewer images than features; of moments, and of images in batches."""
     for n, m, size in ((400, 300, 4), (30, 20, 64)):
         a, b = sets(0, n, m, size)
         real = torch.from_numpy(a.reshape(n, 1, 2, -1))
-        theirs = FrechetDistance(pixels(a), real)(torch.from_numpy(b.reshape(m, 1, 2, -1)))
-        assert frechet(*moments(b), *moments(a)) == pytest.approx(theirs, rel=1e-6)
+        ours = torch.from_numpy(b.reshape(m, 1, 2, -1))
+        metric = FrechetInceptionDistance(feature=pixels(a))
+        metric.update(real, real=True)
+        metric.update(ours, real=False)
+        theirs = pytest.approx(float(metric.compute()), rel=1e-6)
+        assert frechet(*moments(b), *moments(a)) == theirs
+        assert FrechetDistance(pixels(a), real, batch_size=7)(ours.split(10)) == theirs
 
 
 def test_kernel_distance_is_torchmetrics_on_one_subset():

@@ -14,8 +14,8 @@ from PIL import Image
 from adpm.formats import read_weights
 from adpm.run import metrics
 from adpm.run.data import toy
-from adpm.run.distances import frechet, kernel_distance
-from adpm.run.metrics import energy_distance
+from adpm.run.distances import kernel_distance
+from adpm.run.metrics import energy_distance, frechet
 from tests.commands import ROOT, go, refused, the_file
 from tests.pictures import folder, save, smooth
 from tests.test_metrics import FakeInceptionV3, put_pytorch_fid

@@ -105,7 +105,7 @@ def test_one_image_has_no_covariance():
 
 
 def test_digits_give_what_torchmetrics_gives():
-    """One reference for many questions, or a new metric for each: the same numbers."""
+    """One reference for many questions, or a new metric for each: the same numbers, which it rounds to float32."""
     data = digits()
     real, test = data.scaled(data.split("train")), data.scaled(data.split("test"))
     features = FEATURES["digits"].build(data.shape)
@@ -115,7 +115,7 @@ def test_digits_give_what_torchmetrics_gives():
         for part in real.split(512):
             metric.update(part, real=True)
         metric.update(images, real=False)
-        assert distance(images) == pytest.approx(float(metric.compute()), rel=1e-9)
+        assert distance(images) == pytest.approx(float(metric.compute()), rel=1e-7)
     with torch.no_grad():
         expected = formula(flat(features(real)), flat(features(test)))
     assert distance(test) == pytest.approx(expected, rel=1e-5)
@@ -213,13 +213,6 @@ def test_weights_that_cannot_be_fetched_are_told(monkeypatch):
 def test_inception_wants_gray_or_colour():
     with pytest.raises(UserError, match=r"'inception' needs images of 1 or 3 channels, and the data are \(2, 8, 8\)"):
         FEATURES["inception"].build((2, 8, 8))
-
-
-def test_a_torchvision_for_another_torch_is_told(monkeypatch):
-    """It makes the import of torchmetrics fail; so does None in its place."""
-    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    with pytest.raises(UserError, match="need torchmetrics, which cannot be imported .* matches your torch, or none"):
-        pixel_distance(image_sets()[0])
 
 
 def test_pixels_are_features_of_any_data():

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from adpm.denoiser import Counted, Prediction
+from adpm.denoiser import Counted, Denoiser, Prediction
 from adpm.errors import UserError
 from adpm.kernel import reverse_kernel
 from adpm.noise import KeyedNoise
@@ -18,7 +18,6 @@ from adpm.solver import Solver
 from adpm.variance import Large
 from sde.corrector import CORRECTORS
 from sde.process import SDE, VE, VP, RectifiedFlow
-from sde.score import Convention, score_denoiser
 from sde.solver import SOLVERS, EulerMaruyama, ProbabilityFlowAdaptive, ProbabilityFlowHeun
 from tests.sde_worlds import NAMES, NOISY, WORLDS, bimodal, centred, gaussian_denoiser, marginal, points, silent
 
@@ -177,7 +176,7 @@ def test_bad_steps_are_refused(sde: SDE, member: str, t: float, s: float, told: 
             r"`eta` = 0\.3 adds noise of a diffusion that is infinite at t = 1, .*; use `eta` = 0, or .*_gaussian",
         ),
         (
-            lambda: score_denoiser(torch.cos, RectifiedFlow(), Convention("eps", "time")),
+            lambda: Denoiser(torch.cos, RectifiedFlow(), predicts="eps"),
             r"x0 of `predicts` = 'eps' divides by alpha, which is 0 at t = 1, .* that predicts one of x0, v, edm, flow",
         ),
         (
@@ -191,11 +190,6 @@ def test_bad_steps_are_refused(sde: SDE, member: str, t: float, s: float, told: 
         (
             lambda: Large()(reverse_kernel(VE(), 0.5, 0.1, 0.5), None),
             r"'large' goes with `eta` = 1 only, got `eta` = 0\.5",
-        ),
-        (lambda: score_denoiser(torch.cos, VP(), Convention("eps", "tame")), r"`label` = 'tame' is unknown"),
-        (
-            lambda: score_denoiser(torch.cos, VP(), Convention("noise", "sigma")),
-            r"`predicts` = 'noise' is unknown",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from adpm.nn import NETWORKS
 from adpm.run.cli import run
 from adpm.run.commands import MODES
 from adpm.run.data import DATA_SETS
-from adpm.run.distances import frechet
+from adpm.run.metrics import frechet
 from adpm.run.vectors import read_vectors
 
 DIM = 6

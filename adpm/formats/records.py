@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adpm.pickles import numpy_globals, safe_load
+from adpm.pickles import numpy_names, safe_load
 
 LARGEST = 2**31
 """Bytes of a pickle that is read into memory; the largest that EDM published has 1.2e9."""
@@ -127,8 +127,6 @@ def _known() -> dict[str, Callable[..., Any]]:
     def group(*items: Any) -> set[Any]:
         return set(*items)
 
-    numpy = {f"{f.__module__}.{f.__name__}": f for f in numpy_globals() if not isinstance(f, tuple)}
-    numpy |= {name: found for found, name in (f for f in numpy_globals() if isinstance(f, tuple))}
     return {
         "torch_utils.persistence._reconstruct_persistent_obj": record,
         "torch.storage._load_from_bytes": storage,
@@ -139,7 +137,7 @@ def _known() -> dict[str, Callable[..., Any]]:
         "builtins.set": group,
         "builtins.dict": dictionary,
         **{f"torch.{name}": dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)},
-        **numpy,
+        **numpy_names(),
     }
 
 

@@ -20,14 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adpm.errors import lookup
-from adpm.nn.heads import Headed
+from adpm.nn.heads import HEADS, Headed
 from adpm.nn.score_sde_layers import timestep_embedding
 from adpm.nn.sizes import require_images, require_levels, require_side, require_sizes, square
 
 GROUPS = 32
-
-# head -> (whether it has a readout, whether a residual block comes before it)
-HEADS = {"none": (False, False), "simple": (True, False), "complex": (True, True)}
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

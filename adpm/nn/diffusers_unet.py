@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adpm.errors import UserError, lookup
-from adpm.nn.ddpm import HEADS, ResidualBlock, conv, group_norm
+from adpm.nn.ddpm import ResidualBlock, conv, group_norm
 from adpm.nn.diffusers_folder import read_config
-from adpm.nn.heads import Headed
+from adpm.nn.heads import HEADS, Headed
 
 CLASS = "UNet2DModel"
 _WANTED = {"time_embedding_type": "positional", "class_embed_type": None}

@@ -32,6 +32,9 @@ UNET_FIELDS = {
 }
 """What the project's U-Nets have in common. A head is no part of what its trunk is."""
 
+HEADS = {"none": (False, False), "simple": (True, False), "complex": (True, True)}
+"""Of the U-Nets -> whether there is a readout, and whether a residual block comes before it."""
+
 
 @dataclass(frozen=True)
 class NetworkFacts:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from adpm.errors import lookup
 from adpm.nn.fir import FirDown, FirUp
-from adpm.nn.heads import Headed
+from adpm.nn.heads import HEADS, Headed
 from adpm.nn.score_sde_layers import (
     NOTHING,
     Attention,
@@ -66,9 +66,6 @@ VARIANTS = {
     ),
     "ve": Variant(fourier=True, up=FirUp, down=FirDown, pyramid=True, score=True),
 }
-
-# head -> (whether it has a readout, whether a residual block comes before it)
-HEADS = {"none": (False, False), "simple": (True, False), "complex": (True, True)}
 
 
 class NCSNpp(Headed):

@@ -33,7 +33,7 @@ from adpm.run.house import House
 from adpm.run.models import DenoiserNeeds, Loaded, outputs_of
 from adpm.run.naming import naming
 from adpm.run.of_file import completed
-from adpm.run.problem import Problem
+from adpm.run.problem import Problem, cache_of
 from adpm.run.recognised import check_weights
 from adpm.run.work import resolve_device, runnable, seeded
 from adpm.solver import Solver
@@ -126,7 +126,7 @@ class Session(Problem):
 
     @property
     def cache(self) -> Path:
-        return super().cache or self.workdir.parent / "cache"
+        return cache_of(self.config, self.workdir)
 
     # The model
 

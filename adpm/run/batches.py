@@ -8,25 +8,17 @@ from __future__ import annotations
 import pickle
 from typing import IO, Any
 
-import numpy as np
+from adpm.pickles import numpy_names
 
 
 class _Arrays(pickle.Unpickler):
     """Unpickles dicts of numpy arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
-        core = np._core.multiarray  # type: ignore[attr-defined]
-        known = {
-            ("numpy.core.multiarray", "_reconstruct"): core._reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): core._reconstruct,
-            ("numpy.core.numeric", "_frombuffer"): np._core.numeric._frombuffer,  # type: ignore[attr-defined]
-            ("numpy._core.numeric", "_frombuffer"): np._core.numeric._frombuffer,  # type: ignore[attr-defined]
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        if (module, name) not in known:
-            raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
-        return known[module, name]
+        known = numpy_names()
+        if (dotted := f"{module}.{name}") not in known:
+            raise pickle.UnpicklingError(f"{dotted} is not part of an array")
+        return known[dotted]
 
 
 def unpickled(file: IO[bytes]) -> dict[str, Any]:

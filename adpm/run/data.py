@@ -14,7 +14,7 @@ from adpm import ideal
 from adpm.errors import UserError
 from adpm.families import Field, Kind
 from adpm.run import arrays, cifar10, imagenet64, vectors
-from adpm.run.dataset import DRAWN, DataFacts, DataSet, flips_field, range_fields
+from adpm.run.dataset import DRAWN, DataFacts, DataSet, flips_field, held_out_of, range_fields
 from adpm.run.folders import FOLDERS
 from adpm.run.stored import Later
 
@@ -116,9 +116,7 @@ def array_images(*, file: str, test_file: str = "", held_out: int = 0, low: floa
             shapes = tuple(images.shape[1:]), tuple(sets["test"].shape[1:])
             raise UserError(f"`test_file` = '{test_file}' has images of shape {shapes[1]}, `file` of {shapes[0]}.")
     else:
-        kept = len(images) - (held_out or len(images) // 5)
-        if not 0 < kept < len(images):
-            raise UserError(f"`held_out` = {held_out} leaves {max(kept, 0)} of {len(images)} images to train on.")
+        kept = len(images) - held_out_of(len(images), held_out)
         sets = {"train": images[:kept], "test": images[kept:]}
         labelled = {} if labels is None else {"train": labels[:kept], "test": labels[kept:]}
     content = hashlib.sha256(b"".join(part.numpy().tobytes() for part in sets.values())).hexdigest()[:12]
@@ -129,9 +127,7 @@ def vectors_of(*, file: str, held_out: int = 0, low: float = -1.0, high: float =
     """Your own vectors in one file: see `adpm.run.vectors`. The last `held_out` are for test (0: a fifth)."""
     found = vectors.read_vectors(Path(file))
     vectors.require_range(found, low, high)
-    kept = len(found) - (held_out or len(found) // 5)
-    if not 0 < kept < len(found):
-        raise UserError(f"`held_out` = {held_out} leaves {max(kept, 0)} of {len(found)} vectors to train on.")
+    kept = len(found) - held_out_of(len(found), held_out, "vectors")
     content = hashlib.sha256(found.numpy().tobytes()).hexdigest()[:12]
     return DataSet("vectors", {"train": found[:kept], "test": found[kept:]}, 0, low, high, {}, digest=content)
 

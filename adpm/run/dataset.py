@@ -34,7 +34,6 @@ class DataSet:
         truth: the exact distribution, where it is known.
         digest: of the images, where their name does not say which they are.
         flips: whether half of the images that a network is trained on are mirrored, drawn anew each time.
-        classes: what the labels are called, where that is known.
         known_shape: (C, H, W), where it is known without reading the images.
     """
 
@@ -47,7 +46,6 @@ class DataSet:
     truth: ideal.Mixture | None = None
     digest: str = ""
     flips: bool = False
-    classes: tuple[str, ...] = ()
     known_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -113,6 +111,18 @@ def range_fields(low: float = -1.0) -> dict[str, Field]:
         "low": Field(low, "end of the range that the network sees"),
         "high": Field(1.0, "end of the range that the network sees"),
     }
+
+
+def held_out_of(total: int, held_out: int, what: str = "images") -> int:
+    """How many of `total` examples are for test: `held_out`, or a fifth where that is 0.
+
+    Raises:
+        UserError: if that leaves none on either side.
+    """
+    count = held_out or total // 5
+    if not 0 < count < total:
+        raise UserError(f"`held_out` = {held_out} leaves {max(total - count, 0)} of {total} {what} to train on.")
+    return count
 
 
 DRAWN = ("training", "model")

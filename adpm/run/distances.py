@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adpm.families import Kind
-from adpm.run.metrics import energy_distance
-
-Array = NDArray[np.float64]
+from adpm.run.metrics import Array, energy_distance, frechet
 
 SUBSETS, SUBSET = 100, 1000
 """Of the kernel distance: as many pairs of subsets of at most so many features (Binkowski et al. 2018)."""
@@ -53,19 +51,6 @@ class Sides:
     real: FeatureStatistics
     images: Callable[[], tuple[Tensor, Tensor]]
     seed: int
-
-
-def frechet(mean_a: Array, covariance_a: Array, mean_b: Array, covariance_b: Array) -> float:
-    """||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
-
-    The trace of the root is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric, so
-    that sets of fewer images than features need no jitter.
-    """
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = vectors * np.sqrt(values.clip(0.0)) @ vectors.T
-    shared = np.linalg.eigvalsh(root @ covariance_b @ root).clip(0.0)
-    apart = np.square(mean_a - mean_b).sum()
-    return float(apart + np.trace(covariance_a) + np.trace(covariance_b) - 2.0 * np.sqrt(shared).sum())
 
 
 def kernel_distance(x: Array, y: Array) -> float:

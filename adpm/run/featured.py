@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from adpm.progress import Arrays, Keep
 from adpm.reading import plain_file, read_npz
 from adpm.run.distances import FeatureStatistics
 from adpm.run.listing import spread
+from adpm.run.metrics import Scatter
 from adpm.run.store import digest, record
 from adpm.run.stored import Images, in_batches
 
@@ -91,9 +94,9 @@ def statistics_of(
         found = torch.cat([network(x.to(device)).cpu() for x in images.batches(items, batch_size)]).double().numpy()
         if not np.isfinite(found).all():
             raise UserError("distances need images of finite numbers; some, or their features, are NaN or infinite.")
-        mean = found.mean(0)
+        own = Scatter.of(found)
         kept = found[chosen[items.start : items.stop]].astype(np.float32)
-        return {"mean": mean, "scatter": (found - mean).T @ (found - mean), "features": kept}
+        return {"mean": own.mean, "scatter": own.scatter, "features": kept}
 
     def make(keep: Keep) -> Arrays:
         network.to(device)
@@ -111,16 +114,14 @@ def statistics_of(
 
 
 def _merged(count: int, parts: Iterator[Arrays]) -> Arrays:
-    """Mean and covariance of all, from the ranges' own (Chan et al. 1983)."""
-    done, mean, scatter, features = 0, np.zeros(()), np.zeros(()), []
-    for part in parts:
-        own, there = min(_RANGE, count - done), done + min(_RANGE, count - done)
-        apart = part["mean"].astype(np.float64) - mean
-        mean = mean + apart * own / there
-        scatter = scatter + part["scatter"].astype(np.float64) + np.outer(apart, apart) * done * own / there
+    """Mean and covariance of all, from the ranges' own."""
+    scatters, features = [], []
+    for start, part in zip(range(0, count, _RANGE), parts, strict=True):
+        mean, scatter = (part[name].astype(np.float64) for name in ("mean", "scatter"))
+        scatters.append(Scatter(min(_RANGE, count - start), mean, scatter))
         features.append(part["features"])
-        done = there
-    return {"mu": mean, "sigma": scatter / (count - 1), "features": np.concatenate(features)}
+    whole = reduce(add, scatters)
+    return {"mu": whole.mean, "sigma": whole.covariance, "features": np.concatenate(features)}
 
 
 def published_statistics(path: Path, size: int) -> FeatureStatistics:

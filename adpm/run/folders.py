@@ -18,7 +18,7 @@ from torch import Tensor
 from adpm.errors import UserError
 from adpm.families import Field, Kind
 from adpm.reading import plain_file
-from adpm.run.dataset import DRAWN, DataFacts, DataSet, flips_field, range_fields
+from adpm.run.dataset import DRAWN, DataFacts, DataSet, flips_field, held_out_of, range_fields
 from adpm.run.listing import Listing, labels_of, listing, missing, spread
 from adpm.run.pictures import Reading, facts_of
 from adpm.run.stored import Stored
@@ -96,12 +96,10 @@ class Divided:
     Attributes:
         numbers: split -> numbers of its images.
         classes: split -> their classes; None where they have none.
-        names: of the classes.
     """
 
     numbers: Mapping[str, NDArray[np.int64]]
     classes: Mapping[str, NDArray[np.int64] | None]
-    names: tuple[str, ...]
 
 
 def _divided(found: Listing, held_out: int) -> Divided:
@@ -112,14 +110,11 @@ def _divided(found: Listing, held_out: int) -> Divided:
         _says_who(held_out, f"the folders '{chosen['train']}' and '{chosen['test']}'")
         return _by_folders(found, {split: str(name) for split, name in chosen.items()})
     total = len(found)
-    count = held_out or total // 5
-    if not 0 < count < total:
-        raise UserError(f"`held_out` = {held_out} leaves {total - count} of {total} images to train on.")
-    test = spread(total, count)
+    test = spread(total, held_out_of(total, held_out))
     labels = labels_of(found.tops, found.top_names, found.top_names)
     numbers = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
     classes = {split: None if labels is None else labels[own] for split, own in numbers.items()}
-    return Divided(numbers, classes, () if labels is None else found.top_names)
+    return Divided(numbers, classes)
 
 
 def _says_who(held_out: int, who: str) -> None:
@@ -137,7 +132,7 @@ def _by_folders(found: Listing, chosen: Mapping[str, str]) -> Divided:
     for split, own in of_split.items():
         numbers[split] = np.flatnonzero(np.array(own)[found.which])
         classes[split] = labels_of(found.which[numbers[split]], below, names)
-    return Divided(numbers, classes, () if classes["train"] is None else names)
+    return Divided(numbers, classes)
 
 
 def folder_images(
@@ -154,7 +149,7 @@ def _data_set(name: str, whole: Files, divided: Divided, low: float, high: float
     splits = {s: Files(found, numbers, whole.reading, whole.workers) for s, numbers in divided.numbers.items()}
     labels: dict[str, Tensor] = {s: torch.from_numpy(c) for s, c in divided.classes.items() if c is not None}
     digest = f"{len(found)} files, {found.digest()}"
-    return DataSet(name, splits, 256, low, high, labels, digest=digest, flips=flips, classes=divided.names)
+    return DataSet(name, splits, 256, low, high, labels, digest=digest, flips=flips)
 
 
 def lsun(**options: Any) -> DataSet:
@@ -188,7 +183,7 @@ def _partition(path: Path, found: Listing) -> Divided:
     numbers = {split: np.flatnonzero(of == split) for split in _PARTS.values() if (of == split).any()}
     if not {"train", "test"} <= numbers.keys():
         raise UserError(f"'{path}' leaves no image of '{found.root}' for train or for test.")
-    return Divided(numbers, dict.fromkeys(numbers), ())
+    return Divided(numbers, dict.fromkeys(numbers))
 
 
 def _missing(what: str, **options: Any) -> str:

@@ -1,7 +1,7 @@
 """Distances between sets of images: Frechet's in the feature space of a network (Heusel et al. 2017), and energy.
 
-FD = ||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of the features' means and covariances, by torchmetrics. A
-finite set of perfect samples does not score 0 but about `FrechetDistance.floor`. Distances in different features, or to
+FD = ||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of the features' means and covariances, in float64. A finite
+set of perfect samples does not score 0 but about `FrechetDistance.floor`. Distances in different features, or to
 different references, are different figures.
 
 A member of FEATURES makes a network from the shape (C, H, W) of the images: images [B, C, H, W] in [-1, 1] -> features
@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adpm.errors import UserError
@@ -30,6 +33,7 @@ NORMALISATION = "levels in [-1, 1]"
 """Of the images that every member of FEATURES is given."""
 
 Shape = tuple[int, ...]
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -119,19 +123,49 @@ def pixel_features(shape: Shape) -> nn.Module:
     return Pixels(torch.Size(shape).numel())
 
 
-def _metric(features: nn.Module) -> Any:
-    """torchmetrics' distance: its sums are float64, and those of the reference survive a reset.
+@dataclass(frozen=True)
+class Scatter:
+    """Features of some images, as much as a Frechet distance needs of them; in float64.
 
-    Imported when it is needed, because it brings in whatever torchvision there is.
+    Attributes:
+        count: images.
+        mean: [F].
+        scatter: sum of (f - mean)(f - mean)^T, [F, F].
     """
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-    except Exception as error:
-        raise UserError(
-            f"Frechet distances need torchmetrics, which cannot be imported ({error}); if that is about torchvision, "
-            "install the one that matches your torch, or none."
-        ) from error
-    return FrechetInceptionDistance(feature=features, reset_real_features=False)
+
+    count: int
+    mean: Array
+    scatter: Array
+
+    @classmethod
+    def of(cls, features: Array) -> Scatter:
+        """Of features [n, F]."""
+        mean = features.mean(0)
+        return cls(len(features), mean, (features - mean).T @ (features - mean))
+
+    def __add__(self, other: Scatter) -> Scatter:
+        """Of both sets of images together (Chan et al. 1983)."""
+        count, apart = self.count + other.count, other.mean - self.mean
+        between = np.outer(apart, apart) * (self.count * other.count / count)
+        return Scatter(count, self.mean + apart * (other.count / count), self.scatter + other.scatter + between)
+
+    @property
+    def covariance(self) -> Array:
+        """[F, F], divisor count - 1."""
+        return self.scatter / (self.count - 1)
+
+
+def frechet(mean_a: Array, covariance_a: Array, mean_b: Array, covariance_b: Array) -> float:
+    """||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
+
+    The trace of the root is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric, so
+    that sets of fewer images than features need no jitter.
+    """
+    values, vectors = np.linalg.eigh(covariance_a)
+    root = vectors * np.sqrt(values.clip(0.0)) @ vectors.T
+    shared = np.linalg.eigvalsh(root @ covariance_b @ root).clip(0.0)
+    apart = np.square(mean_a - mean_b).sum()
+    return float(apart + np.trace(covariance_a) + np.trace(covariance_b) - 2.0 * np.sqrt(shared).sum())
 
 
 @torch.inference_mode()
@@ -157,7 +191,7 @@ class FrechetDistance:
         features: a network as FEATURES makes them; moved to `device`.
         real: the reference, images [n, C, H, W] in [-1, 1] or batches of such; kept for `floor`.
         batch_size: images per call of the network.
-        device: where the features and the distance are computed; the images may lie elsewhere.
+        device: where the features are computed; the images may lie elsewhere.
 
     Raises:
         UserError: for fewer than two images.
@@ -172,16 +206,14 @@ class FrechetDistance:
     ) -> None:
         self.real = real if isinstance(real, Tensor) else torch.cat(list(real))
         self._batch_size, self._device = batch_size, device
-        self._metric = _metric(features).to(device)
-        self._add(self.real, real=True)
+        self._features = features.to(device)
+        self._real = self._scatter(self.real)
 
-    @torch.inference_mode()
     def __call__(self, generated: Tensor | Iterable[Tensor]) -> float:
         """FD between images [n, C, H, W] in [-1, 1], or batches of such, and the reference."""
-        self._metric.reset()
-        for images in [generated] if isinstance(generated, Tensor) else generated:
-            self._add(images, real=False)
-        return float(self._metric.compute())
+        batches = [generated] if isinstance(generated, Tensor) else generated
+        ours = reduce(add, (self._scatter(images) for images in batches))
+        return frechet(self._real.mean, self._real.covariance, ours.mean, ours.covariance)
 
     def floor(self, size: int, seed: int) -> float:
         """FD between `size` real images drawn with replacement and all of them: what perfect samples would score."""
@@ -189,13 +221,13 @@ class FrechetDistance:
         return self(self.real[index.to(self.real.device)])
 
     @torch.inference_mode()
-    def _add(self, images: Tensor, real: bool) -> None:
+    def _scatter(self, images: Tensor) -> Scatter:
         if len(images) < 2:
             raise UserError(f"a Frechet distance needs at least two images on either side, not {len(images)}.")
-        for part in images.split(self._batch_size):
-            if not torch.isfinite(part).all():  # the square root of such a covariance ends the process
-                raise UserError("a Frechet distance needs images of finite numbers; some are NaN or infinite.")
-            self._metric.update(part.to(self._device), real=real)
+        if not torch.isfinite(images).all():
+            raise UserError("a Frechet distance needs images of finite numbers; some are NaN or infinite.")
+        features = (self._features(part.to(self._device)) for part in images.split(self._batch_size))
+        return reduce(add, (Scatter.of(found.cpu().double().numpy()) for found in features))
 
 
 FEATURES: dict[str, Kind] = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ml_collections import FrozenConfigDict
 from torch import Tensor
 
 from adpm.draws import Source
@@ -20,6 +21,11 @@ from adpm.run.dataset import DataSet
 from adpm.run.sources import source_of
 from adpm.run.store import digest
 from adpm.run.work import resolve_device
+
+
+def cache_of(config: FrozenConfigDict, workdir: Path) -> Path:
+    """Where a run keeps what several workdirs may share: config.cache, or beside its own."""
+    return Path(config.cache) if config.cache else workdir.parent / "cache"
 
 
 @dataclass(frozen=True)

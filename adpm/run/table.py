@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from adpm.errors import UserError, lookup, nearest
+from adpm.errors import UserError, lookup
 from adpm.families import Families, Field, Kind
 from adpm.run.fields import SECTIONS
 
@@ -273,10 +273,6 @@ class Table:
             return f"config.{chosen[0]}" if len(chosen) == 1 else match.group(0)
 
         return re.sub(r"`([\w.]+)`", named, message)
-
-    def unknown(self, name: str) -> str:
-        """What to say of a field that there is not."""
-        return f"--config.{name} is unknown{nearest(name, self.names)}; --mode=describe lists all fields."
 
 
 def _dotted(section: str, key: str) -> str:

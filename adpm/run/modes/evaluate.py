@@ -27,7 +27,7 @@ from adpm.run.folders import files
 from adpm.run.listing import spread
 from adpm.run.metrics import NORMALISATION, FeatureFacts
 from adpm.run.naming import naming
-from adpm.run.problem import Problem
+from adpm.run.problem import Problem, cache_of
 from adpm.run.report import Report, markdown
 from adpm.run.samples import samples_for
 from adpm.run.store import check_writable, digest, write_json
@@ -78,7 +78,7 @@ class Evaluation:
 
     @property
     def cache(self) -> Path:
-        return self.problem.cache or self.job.workdir.parent / "cache"
+        return cache_of(self.problem.config, self.job.workdir)
 
     @cached_property
     def measures(self) -> dict[str, Any]:
