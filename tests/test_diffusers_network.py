@@ -267,6 +267,7 @@ def test_a_folder_goes_through_the_modes(tmp_path: Path, capsys: Any, monkeypatc
         "network.name": "diffusers",
         "network.pretrained": str(where),
         "process.steps": "40",
+        "denoiser.time_shift": "1",
         "moments.draws": "12",
         "moments.times": "5",
         "moments.implausible": "True",
@@ -277,6 +278,9 @@ def test_a_folder_goes_through_the_modes(tmp_path: Path, capsys: Any, monkeypatc
     places = [f"--workdir={tmp_path / 'run'}", f"--config.cache={tmp_path / 'cache'}"]
     given = [f"--config.{name}={value}" for name, value in fields.items()]
     base = ["main.py", "--config=configs/base.py", *places, *given]
+    assert run([*base, "--mode=estimate", "--config.denoiser.time_shift=0"], MODES) == 2
+    told = "receive 'index' as time with config.denoiser.time_shift = 1, but here time_shift = 0"
+    assert told in capsys.readouterr().err  # diffusers counts steps from 0
     for mode in ("estimate", "sample", "likelihood"):
         assert run([*base, f"--mode={mode}"], MODES) == 0, capsys.readouterr().err
     head = ["--config.network.head=simple", "--config.train.objective=npr", "--config.rule.name=npr"]

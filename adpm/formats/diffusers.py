@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from adpm.conventions import PREDICTS, predicts_of, process_of
 from adpm.errors import UserError
 from adpm.families import Kind
 from adpm.formats.checkpoint import Checkpoint, FormatFacts, Opened, State, as_state, is_state, unknown_layout
@@ -66,8 +66,15 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What UNet2DModel takes where a config says nothing, as far as that is not DDPM's."""
 
+SCHEDULER = Path("scheduler", "scheduler_config.json")
+"""In a pipeline."""
+
+_SETTLED: dict[str, Any] = {"label": "index", "time_shift": 1}
+"""See `adpm.conventions.label_of`; the label's scale is known with the number of steps."""
+
+_USUAL: dict[str, Any] = {"process": "linear", "steps": 1000, "predicts": "eps", "low": -1.0}
+
 _BLOCKS = frozenset({"DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D", "UNetMidBlock2D"})
-_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
 def current_names(state: State) -> dict[str, Tensor]:
@@ -148,7 +155,8 @@ def _blocks(state: State) -> int:
 
 def config_of(shape: Shape) -> dict[str, Any] | None:
     """The config of the UNet2DModel that a network of the family `ddpm` is; None for others."""
-    if shape.family not in _FAMILIES or shape.head in _WITH_HEAD or shape.classes:
+    grouped = shape.width % _DDPM["norm_num_groups"] == 0  # narrower networks have fewer groups here
+    if shape.family not in _FAMILIES or shape.head in _WITH_HEAD or shape.classes or not grouped:
         return None
     down = ["AttnDownBlock2D" if level in shape.attends else "DownBlock2D" for level in range(len(shape.mult))]
     return {
@@ -197,7 +205,8 @@ def _convert(found: Opened) -> Checkpoint:
     folder = home(found.path)
     assert folder is not None
     config, state = read_folder(folder)
-    told: dict[str, Any] = {"side": _whole(config.get("sample_size")), **_scheduler(folder)}
+    told: dict[str, Any] = {"side": _whole(config.get("sample_size")), "settled": _SETTLED, "usual": _USUAL}
+    told |= _scheduler(folder)
     kind = config.get("_class_name")
     if kind not in _CLASSES:
         return Checkpoint(state, unusable=f"it is a {kind} of diffusers, and only UNet2DModel is read", **told)
@@ -215,42 +224,37 @@ def _whole(value: object) -> int | None:
 
 
 def _scheduler(folder: Path) -> dict[str, Any]:
-    """What a scheduler beside the network says: schedule and prediction, where this project has them."""
-    places = (folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json")
+    """What a scheduler beside the network says: schedule and prediction, or why these are not to be had here."""
+    places = (folder / SCHEDULER.name, folder.parent / SCHEDULER)
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         return {}
     config = read_json(file)
-    return {"schedule": schedule_of(config), "predicts": _PREDICTIONS.get(config.get("prediction_type", "epsilon"), "")}
+    try:
+        process, predicts = process_of(config), predicts_of(config)
+    except UserError as error:
+        return {"unfollowed": str(error)}
+    schedule = torch.as_tensor(process.alpha(process.times[1:]) ** 2)
+    return {"schedule": schedule, "predicts": predicts, "settled": {**_SETTLED, "time_scale": 1.0}}
 
 
-_SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
-"""Of a scheduler, and what it takes where nothing is said."""
-
-
-def schedule_of(config: Mapping[str, Any]) -> Tensor | None:
-    """alpha_n^2 for n = 1..N of a scheduler's config; None for schedules that are not read."""
-    steps, first, last = (config.get(name, value) for name, value in _SCHEDULE.items())
-    if config.get("trained_betas"):
-        betas = np.asarray(config["trained_betas"], dtype=np.float64)
-    elif (made := _BETAS.get(config.get("beta_schedule", "linear"))) is not None:
-        betas = made(int(steps), float(first), float(last))
-    else:
+def scheduler_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The config of the scheduler that goes with a checkpoint; None where schedule or prediction is not known to it."""
+    name = next((theirs for theirs, ours in PREDICTS.items() if ours == checkpoint.predicts), None)
+    if checkpoint.schedule is None or name is None:
         return None
-    return torch.as_tensor(np.cumprod(1.0 - betas))
+    squared = checkpoint.schedule.double()
+    betas = 1.0 - squared / torch.cat([torch.ones(1, dtype=torch.float64), squared[:-1]])
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": len(betas),
+        "beta_start": float(betas[0]),
+        "beta_end": float(betas[-1]),
+        "beta_schedule": "linear",  # goes behind betas that are given
+        "trained_betas": betas.tolist(),
+        "prediction_type": name,
+    }
 
-
-def _cosine(steps: int, first: float, last: float) -> Any:
-    """betas of Nichol & Dhariwal 2021, at most 0.999."""
-    level = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1.0 - level[1:] / level[:-1], 0.999)
-
-
-_BETAS: dict[str, Callable[[int, float, float], Any]] = {
-    "linear": lambda steps, first, last: np.linspace(first, last, steps),
-    "scaled_linear": lambda steps, first, last: np.linspace(first**0.5, last**0.5, steps) ** 2,
-    "squaredcos_cap_v2": _cosine,
-}
 
 FOLDER = Kind(
     _convert,
