@@ -235,7 +235,7 @@ def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
     folder(tmp_path, SMALL)
     with pytest.raises(UserError, match=r"holds no weights: diffusion_pytorch_model\.safetensors or "):
         read_weights(tmp_path)
-    for text, told in (("{", "is not a whole JSON file"), ("[1]", "does not say what a network is")):
+    for text, told in (("{", "is no JSON object"), ("[1]", r"is no JSON object \(it holds a list\)")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match=told):
             build((1, 8, 8), pretrained=str(tmp_path))

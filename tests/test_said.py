@@ -203,3 +203,23 @@ def test_a_file_of_ours_says_its_network(tmp_path: Path) -> None:
     found = Session.make(config, tmp_path / "any", made)
     assert {name: found.config.network[name] for name in options} == options
     assert found.trunk.network is not None and found.trunk.network.num_classes == own.network().num_classes
+
+
+def test_other_networks_of_diffusers_are_run_by_their_family(tmp_path: Path, images: Path, capsys: Any) -> None:
+    """A UNet2DModel that is not DDPM's, from its pipeline, its folder or its weights: diffusers' own output."""
+    diffusers = pytest.importorskip("diffusers")
+    config = golden_json("formats/ddpm_names")["config"] | {"flip_sin_to_cos": True, "freq_shift": 0}
+    torch.manual_seed(0)
+    network = diffusers.UNet2DModel.from_config(config).eval()
+    network.save_pretrained(tmp_path / "pipe" / "unet")
+    weights = tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors"
+    x = torch.randn(2, 3, 8, 8)
+    for n, place in enumerate((tmp_path / "pipe", weights.parent, weights)):
+        made = session(tmp_path / f"run{n}", place, images)
+        assert (made.config.network.name, made.config.denoiser.time_shift) == ("diffusers", 1)
+        with torch.no_grad():
+            assert torch.equal(made.trunk.network(x, torch.tensor([3.0])), network(x, 3).sample)  # type: ignore[misc]
+    assert go(tmp_path, "any.py", "inspect", weights.parent) == 0
+    told = capsys.readouterr().out
+    assert "which is not DDPM's; config.network.name = diffusers runs it, as configs/any.py does" in told
+    assert "time_shift = 1" in told

@@ -37,6 +37,7 @@ class Checkpoint:
         native: the weights under the names that they are stored by, for networks that keep these; {}: the same.
         unfollowed: what it says of schedule or prediction that is not to be had here, in words; "" where all is.
         unusable: why no network of ours computes what the stored one does, in words; "" where one may.
+        kept_by: the family that runs such a one by the names in its file, and is told the rest by what lies beside it.
     """
 
     state: State
@@ -50,6 +51,7 @@ class Checkpoint:
     remarks: tuple[str, ...] = ()
     unfollowed: str = ""
     unusable: str = ""
+    kept_by: str = ""
     native: State = field(default_factory=dict)
 
     def under(self, names: Collection[str]) -> State:

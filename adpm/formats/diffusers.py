@@ -19,11 +19,11 @@ from adpm.conventions import PREDICTS, predicts_of, process_of
 from adpm.errors import UserError
 from adpm.families import Kind
 from adpm.formats.checkpoint import Checkpoint, FormatFacts, Opened, State, as_state, is_state, unknown_layout
-from adpm.formats.opening import opened, read_json
+from adpm.formats.opening import opened
 from adpm.formats.shapes.shape import WITH_HEAD as _WITH_HEAD
 from adpm.formats.shapes.shape import Shape
-
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+from adpm.nn.diffusers_folder import CLASS, WEIGHTS, network_folder, read_config, uncalled
+from adpm.reading import read_json
 
 _CURRENT = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Deprecated spelling of a linear layer of attention -> the current one."""
@@ -161,7 +161,7 @@ def config_of(shape: Shape) -> dict[str, Any] | None:
     down = ["AttnDownBlock2D" if level in shape.attends else "DownBlock2D" for level in range(len(shape.mult))]
     return {
         **_DDPM,
-        "_class_name": next(iter(_CLASSES)),
+        "_class_name": CLASS,
         "block_out_channels": [mult * shape.width for mult in shape.mult],
         "down_block_types": down,
         "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
@@ -179,19 +179,13 @@ _FAMILIES = frozenset({"ddpm"})
 # Folders
 
 
-def home(path: Path) -> Path | None:
-    """The folder of a network that a path means: itself, a pipeline's `unet`, or that of a file in it; None: none."""
-    places = (path, path / "unet") if path.is_dir() else (path.parent,) if path.name in WEIGHTS else ()
-    return next((folder for folder in places if (folder / "config.json").is_file()), None)
-
-
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(config, state dict in current names) of a network.
 
     Raises:
         UserError: if a file is missing or damaged.
     """
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"'{folder}' holds no weights: {' or '.join(WEIGHTS)} is looked for there.")
@@ -202,21 +196,18 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _convert(found: Opened) -> Checkpoint:
-    folder = home(found.path)
+    folder = network_folder(found.path)
     assert folder is not None
     config, state = read_folder(folder)
     told: dict[str, Any] = {"side": _whole(config.get("sample_size")), "settled": _SETTLED, "usual": _USUAL}
     told |= _scheduler(folder)
     kind = config.get("_class_name")
-    if kind not in _CLASSES:
+    if kind != CLASS:
         return Checkpoint(state, unusable=f"it is a {kind} of diffusers, and only UNet2DModel is read", **told)
     if others := deviations(config):
         why = f"it is a UNet2DModel with {', '.join(others[:3])}, which is not DDPM's"
-        return Checkpoint(state, unusable=why, **told)
+        return Checkpoint(state, unusable=why, kept_by="" if uncalled(config) else "diffusers", **told)
     return Checkpoint(to_ddpm(state, len(config["block_out_channels"])), native=state, **told)
-
-
-_CLASSES = frozenset({"UNet2DModel"})
 
 
 def _whole(value: object) -> int | None:
@@ -259,5 +250,5 @@ def scheduler_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
 FOLDER = Kind(
     _convert,
     "a folder of diffusers, config.json and weights",
-    FormatFacts(lambda found: home(found.path) is not None),
+    FormatFacts(lambda found: network_folder(found.path) is not None),
 )

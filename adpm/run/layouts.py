@@ -15,6 +15,7 @@ from adpm.formats import diffusers
 from adpm.formats.converted import facts_of
 from adpm.formats.shapes.shape import Shape
 from adpm.nn.checkpoint import CONVERTED, read_header, save_weights, state_hash
+from adpm.nn.diffusers_folder import CONFIG, WEIGHTS
 from adpm.progress import say
 from adpm.run.recognised import Recognised
 from adpm.run.said import said
@@ -74,9 +75,9 @@ def _diffusers(found: Recognised, shape: Shape, workdir: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     state = {n: t.contiguous() for n, t in diffusers.from_ddpm(found.checkpoint.state, len(shape.mult)).items()}
     content = save(state, metadata={"format": "pt"})
-    write_whole(folder / diffusers.WEIGHTS[0], lambda p: p.write_bytes(content))
+    write_whole(folder / WEIGHTS[0], lambda p: p.write_bytes(content))
     text = json.dumps(config | {"sample_size": found.checkpoint.side}, indent=2, sort_keys=True) + "\n"
-    write_whole(folder / "config.json", lambda p: p.write_text(text))
+    write_whole(folder / CONFIG, lambda p: p.write_text(text))
     if scheduler is None:
         say(f"no scheduler is written: '{found.path.name}' does not say both schedule and prediction.")
         return folder

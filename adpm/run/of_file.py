@@ -48,13 +48,14 @@ def completed(config: ConfigDict, house: House) -> ConfigDict:
     """
     kind = lookup(house.families["network"], config.network.name, "config.network.name")
     if not isinstance(kind.facts, OfFile):
-        return config
+        return _placed(config, house)
     table, named = house.table, config.network.pretrained
     if not named or not located(named).exists():
         told = f" ('{named}' does not exist)" if named else ""
         raise UserError(f"config.network.name = 'file' builds what config.network.pretrained holds; name a file{told}.")
     found = recognise(located(named))
-    require_usable(found, house.families["network"])
+    if found.checkpoint.kept_by not in house.families["network"]:
+        require_usable(found, house.families["network"])
     require_followed(found)
     own, header = _of_header(found, house)
     said = {"denoiser.predicts": found.checkpoint.predicts, **_process(found, config, house)}
@@ -62,6 +63,14 @@ def completed(config: ConfigDict, house: House) -> ConfigDict:
     fields = found.network(_side(config, house, found))
     kept = {name: value for name, value in fields.items() if name.partition(".")[2] not in _KEPT}
     table.update(config, kept | header)
+    return _placed(config, house)
+
+
+def _placed(config: ConfigDict, house: House) -> ConfigDict:
+    """With the place of what a network's builder reads itself, wherever the run was started."""
+    kind, named = house.families["network"][config.network.name], config.network.pretrained
+    if named and "pretrained" in kind.fields:
+        config.network.pretrained = str(located(named))
     return config
 
 
@@ -145,8 +154,7 @@ def _side(config: ConfigDict, house: House, found: Recognised) -> int:
     if told := missing(**house.table.options(frozen, "data.name")):
         raise UserError(f"{told.rstrip('.')}.")
     shape, network = problem.data.shape, found.shape
-    assert network is not None
-    if shape[0] != network.channels:
+    if network is not None and shape[0] != network.channels:
         raise UserError(
             f"weights '{found.path}' are of images of {network.channels} channels, but data set "
             f"'{problem.data.name}' has {shape[0]}."

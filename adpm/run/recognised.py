@@ -45,7 +45,9 @@ class Recognised:
 
     def network(self, side: int) -> dict[str, Any]:
         """Fields of the network for images of a side; {} where it is not known."""
-        shape = self.shape
+        shape, kept_by = self.shape, self.checkpoint.kept_by
+        if self.checkpoint.unusable and kept_by:
+            return {"network.name": kept_by}
         if shape is None:
             return {}
         return {"network.name": shape.family} | {f"network.{k}": v for k, v in shape.build_options(side).items()}

@@ -12,7 +12,7 @@ from adpm.progress import say
 from adpm.run.config import Job
 from adpm.run.house import House
 from adpm.run.naming import naming
-from adpm.run.recognised import Recognised, recognise, require_usable, where
+from adpm.run.recognised import ANY, Recognised, recognise, require_usable, where
 from adpm.run.said import said
 from adpm.run.weights import located
 
@@ -51,7 +51,11 @@ def facts(found: Recognised, house: House) -> Iterator[tuple[str, str]]:
     count = sum(tensor.numel() for name, tensor in checkpoint.state.items() if name != NOISE)
     yield "parameters", f"{count:,} in {len(checkpoint.state)} tensors"
     if checkpoint.unusable:
-        yield "network", f"none of this project's: {checkpoint.unusable}"
+        if not checkpoint.kept_by:
+            yield "network", f"none of this project's: {checkpoint.unusable}"
+            return
+        yield "network", f"{checkpoint.unusable}; config.network.name = {checkpoint.kept_by} runs it, as {ANY} does"
+        yield "says", ", ".join(said(found))
         return
     if shape is None:
         yield "network", f"none that is known here; its names begin {', '.join(list(checkpoint.state)[:3])}"
