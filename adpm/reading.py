@@ -5,6 +5,7 @@ Nothing is run, nothing waits, and no more memory is taken than a file's own siz
 
 from __future__ import annotations
 
+import json
 import math
 import stat
 import struct
@@ -57,6 +58,22 @@ def plain_file(path: Path, what: str) -> Path:
     if not stat.S_ISREG(mode):
         raise UserError(f"{what} '{path}' is {_KINDS.get(stat.S_IFMT(mode), 'something')}, not a plain file.")
     return path
+
+
+def read_json(path: Path, what: str = "file") -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: if there is no such file, or anything else in it.
+    """
+    plain_file(path, what)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} '{path}' is no JSON object ({error}).") from error
+    return found
 
 
 @contextmanager

@@ -235,7 +235,7 @@ def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
     folder(tmp_path, SMALL)
     with pytest.raises(UserError, match=r"holds no weights: diffusion_pytorch_model\.safetensors or "):
         read_weights(tmp_path)
-    for text, told in (("{", "is not a whole JSON file"), ("[1]", "does not say what a network is")):
+    for text, told in (("{", "is no JSON object"), ("[1]", r"is no JSON object \(it holds a list\)")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match=told):
             build((1, 8, 8), pretrained=str(tmp_path))
@@ -267,6 +267,7 @@ def test_a_folder_goes_through_the_modes(tmp_path: Path, capsys: Any, monkeypatc
         "network.name": "diffusers",
         "network.pretrained": str(where),
         "process.steps": "40",
+        "denoiser.time_shift": "1",
         "moments.draws": "12",
         "moments.times": "5",
         "moments.implausible": "True",
@@ -277,6 +278,9 @@ def test_a_folder_goes_through_the_modes(tmp_path: Path, capsys: Any, monkeypatc
     places = [f"--workdir={tmp_path / 'run'}", f"--config.cache={tmp_path / 'cache'}"]
     given = [f"--config.{name}={value}" for name, value in fields.items()]
     base = ["main.py", "--config=configs/base.py", *places, *given]
+    assert run([*base, "--mode=estimate", "--config.denoiser.time_shift=0"], MODES) == 2
+    told = "receive 'index' as time with config.denoiser.time_shift = 1, but here time_shift = 0"
+    assert told in capsys.readouterr().err  # diffusers counts steps from 0
     for mode in ("estimate", "sample", "likelihood"):
         assert run([*base, f"--mode={mode}"], MODES) == 0, capsys.readouterr().err
     head = ["--config.network.head=simple", "--config.train.objective=npr", "--config.rule.name=npr"]

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from adpm.errors import UserError
 from adpm.formats import read, read_weights
-from adpm.formats.checkpoint import AS_STORED, EMA, RAW
-from adpm.formats.diffusers import current_names, from_ddpm, layer_names, schedule_of, to_ddpm
+from adpm.formats.checkpoint import AS_STORED, EMA, RAW, Checkpoint
+from adpm.formats.diffusers import current_names, from_ddpm, layer_names, to_ddpm
 from adpm.formats.shapes import shape_of
 from adpm.nn.checkpoint import save_weights
-from adpm.process import cosine, linear
+from adpm.process import linear
 from tests.goldens import DATA, filled, golden_json
 
 FORMATS = DATA / "formats"
@@ -171,30 +171,46 @@ def test_a_folder_of_diffusers(tmp_path: Path) -> None:
         assert same(read_weights(place, state.keys()), state), "for a network with diffusers' own names"
 
 
+def scheduler_of_pipeline(tmp_path: Path, config: object) -> Checkpoint:
+    """What a pipeline with a scheduler's config is read as."""
+    pipe = tmp_path / "pipe"
+    if not pipe.exists():
+        folder(pipe / "unet", *hf(), "diffusion_pytorch_model.safetensors")
+        (pipe / "scheduler").mkdir()
+    (pipe / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    return read(pipe)[1]
+
+
+BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+
+
 def test_a_pipeline_says_its_schedule_and_prediction(tmp_path: Path) -> None:
-    pipe = folder(tmp_path / "pipe" / "unet", *hf(), "diffusion_pytorch_model.safetensors").parent
-    (pipe / "scheduler").mkdir()
-    scheduler = pipe / "scheduler" / "scheduler_config.json"
-    scheduler.write_text(json.dumps({"beta_schedule": "linear", "prediction_type": "v_prediction"}))
-    _, checkpoint = read(pipe)
+    """As `adpm.conventions` reads them, the number of the step that its networks receive along with it."""
+    checkpoint = scheduler_of_pipeline(tmp_path, {**BETAS, "prediction_type": "v_prediction"})
     process = linear(1000)
-    assert checkpoint.predicts == "v" and checkpoint.schedule is not None
+    assert checkpoint.predicts == "v" and checkpoint.schedule is not None and not checkpoint.unfollowed
+    assert checkpoint.settled == {"label": "index", "time_shift": 1, "time_scale": 1.0}
     np.testing.assert_allclose(checkpoint.schedule, process.alpha(process.times[1:]) ** 2, rtol=1e-9)
-    scheduler.write_text("[]")
+    sigmoid = scheduler_of_pipeline(tmp_path, {**BETAS, "beta_schedule": "sigmoid"})
+    betas = 1e-4 + 0.0199 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, 1000)))
+    np.testing.assert_allclose(sigmoid.schedule, np.cumprod(1.0 - betas), rtol=1e-9)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"scheduler_config\.json' is no JSON object \(it holds a list\)"):
-        read(pipe)
+        scheduler_of_pipeline(tmp_path, [])
 
 
-def test_schedules_of_schedulers() -> None:
-    process = cosine(1000)
-    found = schedule_of({"beta_schedule": "squaredcos_cap_v2"})
-    assert found is not None and schedule_of({"beta_schedule": "sigmoid"}) is None
-    np.testing.assert_allclose(found, process.alpha(process.times[1:]) ** 2, rtol=1e-6)
-    root = schedule_of(
-        {"beta_schedule": "scaled_linear", "beta_start": 0.04, "beta_end": 0.16, "num_train_timesteps": 3}
-    )
-    assert root is not None and root.tolist() == pytest.approx([0.96, 0.96 * 0.91, 0.96 * 0.91 * 0.84])
-    assert schedule_of({"trained_betas": [0.1, 0.2]}).tolist() == pytest.approx([0.9, 0.72])  # type: ignore[union-attr]
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({**BETAS, "rescale_betas_zero_snr": True}, "`rescale_betas_zero_snr` = True of the scheduler's config cannot"),
+        ({**BETAS, "beta_schedule": "laplace"}, "`beta_schedule` = 'laplace' is unknown"),
+        ({**BETAS, "prediction_type": "flow"}, "`prediction_type` = 'flow' is unknown"),
+        ({"num_train_timesteps": 1000, "shift": 1.0}, "the scheduler's config has no `beta_start`"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_followed_says_nothing(tmp_path: Path, config: dict[str, Any], told: str) -> None:
+    """A flow is no linear schedule, and an unknown prediction is not eps."""
+    checkpoint = scheduler_of_pipeline(tmp_path, config)
+    assert told in checkpoint.unfollowed and checkpoint.schedule is None and checkpoint.predicts == ""
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from adpm.errors import UserError
-from adpm.families import Kind
 from adpm.formats import read_weights
 from adpm.formats.checkpoint import Checkpoint
 from adpm.formats.diffusers import config_of, deviations, from_ddpm
@@ -242,15 +241,11 @@ def test_what_any_cannot_build_is_said(tmp_path: Path, images: Path, capsys: pyt
     assert not list(tmp_path.iterdir())
 
 
-def test_a_family_that_is_not_here_is_said_and_classes_are_counted() -> None:
+def test_a_family_that_is_not_here_is_said() -> None:
     state = read_weights(FORMATS / "plain_iddpm_head.pth")
     found = Recognised(Path("x"), "", Checkpoint(state), shape_of(state))
     with pytest.raises(UserError, match="are of an Improved DDPM network, .* which no family here runs"):
         require_usable(found, {})
-    state["label_emb.weight"] = torch.zeros(10, 128)
-    found = Recognised(Path("x"), "", Checkpoint(state), shape_of(state))
-    with pytest.raises(UserError, match="a simple head, 10 classes; networks here take no labels"):
-        require_usable(found, {"iddpm": Kind(lambda: None, "one that takes no labels")})
 
 
 @pytest.mark.parametrize("change", ["renamed", "missing", "half"])
@@ -276,8 +271,12 @@ def test_inspect_says_what_a_file_is(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert told["layout"] == "a training file of score_sde: optimizer, model, ema, step"
     assert told["weights"] == "an average over training (EMA), stored beside the raw weights"
     assert told["network"] == "a score_sde VE network, 1 block, width 8 (1, 2), attention at level 0, 3 channels"
-    assert (told["head"], told["missing"], told["says"]) == ("none", "nothing", "sigma from 0.01 to 50")
-    assert told["unsaid"].endswith("process = ve, t_min = 1e-05, label = sigma, predicts = score, low = 0.0")
+    assert (told["head"], told["missing"], told["says"]) == (
+        "none",
+        "nothing",
+        "sigma from 0.01 to 50, label = sigma",
+    )
+    assert told["unsaid"].endswith("have it: process = ve, t_min = 1e-05, predicts = score, low = 0.0")
     state = read_weights(FORMATS / "score_sde_ve.pth")
     assert (
         told["parameters"] == f"{sum(t.numel() for n, t in state.items() if n != 'sigmas'):,} in {len(state)} tensors"

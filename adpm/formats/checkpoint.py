@@ -31,10 +31,13 @@ class Checkpoint:
         noise: largest and smallest sigma, where the file holds them.
         side: of the images, where the file says it.
         predicts: a prediction's name, where the file says it.
-        settled: parameters of the rest that go with it.
+        settled: parameters of the rest that it settles.
+        usual: parameters of the rest, not said, as published files of its kind have them.
         remarks: what else was found, in sentences.
         native: the weights under the names that they are stored by, for networks that keep these; {}: the same.
+        unfollowed: what it says of schedule or prediction that is not to be had here, in words; "" where all is.
         unusable: why no network of ours computes what the stored one does, in words; "" where one may.
+        kept_by: the family that runs such a one by the names in its file, and is told the rest by what lies beside it.
     """
 
     state: State
@@ -44,8 +47,11 @@ class Checkpoint:
     side: int | None = None
     predicts: str = ""
     settled: Mapping[str, Any] = field(default_factory=dict)
+    usual: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    unfollowed: str = ""
     unusable: str = ""
+    kept_by: str = ""
     native: State = field(default_factory=dict)
 
     def under(self, names: Collection[str]) -> State:

@@ -12,18 +12,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from adpm.conventions import PREDICTS, predicts_of, process_of
 from adpm.errors import UserError
 from adpm.families import Kind
 from adpm.formats.checkpoint import Checkpoint, FormatFacts, Opened, State, as_state, is_state, unknown_layout
-from adpm.formats.opening import opened, read_json
+from adpm.formats.opening import opened
 from adpm.formats.shapes.shape import WITH_HEAD as _WITH_HEAD
 from adpm.formats.shapes.shape import Shape
-
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+from adpm.nn.diffusers_folder import CLASS, WEIGHTS, network_folder, read_config, uncalled
+from adpm.reading import read_json
 
 _CURRENT = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Deprecated spelling of a linear layer of attention -> the current one."""
@@ -66,8 +66,15 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What UNet2DModel takes where a config says nothing, as far as that is not DDPM's."""
 
+SCHEDULER = Path("scheduler", "scheduler_config.json")
+"""In a pipeline."""
+
+_SETTLED: dict[str, Any] = {"label": "index", "time_shift": 1}
+"""See `adpm.conventions.label_of`; the label's scale is known with the number of steps."""
+
+_USUAL: dict[str, Any] = {"process": "linear", "steps": 1000, "predicts": "eps", "low": -1.0}
+
 _BLOCKS = frozenset({"DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D", "UNetMidBlock2D"})
-_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
 def current_names(state: State) -> dict[str, Tensor]:
@@ -148,12 +155,13 @@ def _blocks(state: State) -> int:
 
 def config_of(shape: Shape) -> dict[str, Any] | None:
     """The config of the UNet2DModel that a network of the family `ddpm` is; None for others."""
-    if shape.family not in _FAMILIES or shape.head in _WITH_HEAD or shape.classes:
+    grouped = shape.width % _DDPM["norm_num_groups"] == 0  # narrower networks have fewer groups here
+    if shape.family not in _FAMILIES or shape.head in _WITH_HEAD or shape.classes or not grouped:
         return None
     down = ["AttnDownBlock2D" if level in shape.attends else "DownBlock2D" for level in range(len(shape.mult))]
     return {
         **_DDPM,
-        "_class_name": next(iter(_CLASSES)),
+        "_class_name": CLASS,
         "block_out_channels": [mult * shape.width for mult in shape.mult],
         "down_block_types": down,
         "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
@@ -171,19 +179,13 @@ _FAMILIES = frozenset({"ddpm"})
 # Folders
 
 
-def home(path: Path) -> Path | None:
-    """The folder of a network that a path means: itself, a pipeline's `unet`, or that of a file in it; None: none."""
-    places = (path, path / "unet") if path.is_dir() else (path.parent,) if path.name in WEIGHTS else ()
-    return next((folder for folder in places if (folder / "config.json").is_file()), None)
-
-
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(config, state dict in current names) of a network.
 
     Raises:
         UserError: if a file is missing or damaged.
     """
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"'{folder}' holds no weights: {' or '.join(WEIGHTS)} is looked for there.")
@@ -194,20 +196,18 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _convert(found: Opened) -> Checkpoint:
-    folder = home(found.path)
+    folder = network_folder(found.path)
     assert folder is not None
     config, state = read_folder(folder)
-    told: dict[str, Any] = {"side": _whole(config.get("sample_size")), **_scheduler(folder)}
+    told: dict[str, Any] = {"side": _whole(config.get("sample_size")), "settled": _SETTLED, "usual": _USUAL}
+    told |= _scheduler(folder)
     kind = config.get("_class_name")
-    if kind not in _CLASSES:
+    if kind != CLASS:
         return Checkpoint(state, unusable=f"it is a {kind} of diffusers, and only UNet2DModel is read", **told)
     if others := deviations(config):
         why = f"it is a UNet2DModel with {', '.join(others[:3])}, which is not DDPM's"
-        return Checkpoint(state, unusable=why, **told)
+        return Checkpoint(state, unusable=why, kept_by="" if uncalled(config) else "diffusers", **told)
     return Checkpoint(to_ddpm(state, len(config["block_out_channels"])), native=state, **told)
-
-
-_CLASSES = frozenset({"UNet2DModel"})
 
 
 def _whole(value: object) -> int | None:
@@ -215,45 +215,40 @@ def _whole(value: object) -> int | None:
 
 
 def _scheduler(folder: Path) -> dict[str, Any]:
-    """What a scheduler beside the network says: schedule and prediction, where this project has them."""
-    places = (folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json")
+    """What a scheduler beside the network says: schedule and prediction, or why these are not to be had here."""
+    places = (folder / SCHEDULER.name, folder.parent / SCHEDULER)
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         return {}
     config = read_json(file)
-    return {"schedule": schedule_of(config), "predicts": _PREDICTIONS.get(config.get("prediction_type", "epsilon"), "")}
+    try:
+        process, predicts = process_of(config), predicts_of(config)
+    except UserError as error:
+        return {"unfollowed": str(error)}
+    schedule = torch.as_tensor(process.alpha(process.times[1:]) ** 2)
+    return {"schedule": schedule, "predicts": predicts, "settled": {**_SETTLED, "time_scale": 1.0}}
 
 
-_SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
-"""Of a scheduler, and what it takes where nothing is said."""
-
-
-def schedule_of(config: Mapping[str, Any]) -> Tensor | None:
-    """alpha_n^2 for n = 1..N of a scheduler's config; None for schedules that are not read."""
-    steps, first, last = (config.get(name, value) for name, value in _SCHEDULE.items())
-    if config.get("trained_betas"):
-        betas = np.asarray(config["trained_betas"], dtype=np.float64)
-    elif (made := _BETAS.get(config.get("beta_schedule", "linear"))) is not None:
-        betas = made(int(steps), float(first), float(last))
-    else:
+def scheduler_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The config of the scheduler that goes with a checkpoint; None where schedule or prediction is not known to it."""
+    name = next((theirs for theirs, ours in PREDICTS.items() if ours == checkpoint.predicts), None)
+    if checkpoint.schedule is None or name is None:
         return None
-    return torch.as_tensor(np.cumprod(1.0 - betas))
+    squared = checkpoint.schedule.double()
+    betas = 1.0 - squared / torch.cat([torch.ones(1, dtype=torch.float64), squared[:-1]])
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": len(betas),
+        "beta_start": float(betas[0]),
+        "beta_end": float(betas[-1]),
+        "beta_schedule": "linear",  # goes behind betas that are given
+        "trained_betas": betas.tolist(),
+        "prediction_type": name,
+    }
 
-
-def _cosine(steps: int, first: float, last: float) -> Any:
-    """betas of Nichol & Dhariwal 2021, at most 0.999."""
-    level = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1.0 - level[1:] / level[:-1], 0.999)
-
-
-_BETAS: dict[str, Callable[[int, float, float], Any]] = {
-    "linear": lambda steps, first, last: np.linspace(first, last, steps),
-    "scaled_linear": lambda steps, first, last: np.linspace(first**0.5, last**0.5, steps) ** 2,
-    "squaredcos_cap_v2": _cosine,
-}
 
 FOLDER = Kind(
     _convert,
     "a folder of diffusers, config.json and weights",
-    FormatFacts(lambda found: home(found.path) is not None),
+    FormatFacts(lambda found: network_folder(found.path) is not None),
 )

@@ -23,10 +23,9 @@ from adpm.formats.records import Record
 _PREDICTS = {"VPPrecond": ("positional", "eps"), "VEPrecond": ("fourier", "score"), "EDMPrecond": ("positional", "edm")}
 """Preconditionings that score_sde's networks have by themselves -> embedding and prediction of these networks."""
 
-_SETTLED: dict[str, dict[str, Any]] = {
-    # on VP's times from about EDM's smallest sigma, 0.002
-    "EDMPrecond": {"label": "edm", "low": -2.0, "high": 2.0, "process": "vp", "t_min": 1.6e-4}
-}
+_SETTLED: dict[str, dict[str, Any]] = {"EDMPrecond": {"label": "edm", "low": -2.0, "high": 2.0, "process": "vp"}}
+# VP's times from about EDM's smallest sigma, 0.002
+_USUAL: dict[str, dict[str, Any]] = {"EDMPrecond": {"t_min": 1.6e-4}}
 _HALF = {"EDMPrecond": 0.5}
 """Preconditioning -> its sigma_data, on which range and label stand."""
 
@@ -85,6 +84,7 @@ def _convert(file: Opened) -> Checkpoint:
     remarks = ("its layer for augmentation labels is left out: no label is given when it samples",) if more else ()
     state = {f"all_modules.{i}.{name}": t for i, layer in enumerate(_layers(network)) for name, t in layer.items()}
     told |= {"predicts": _PREDICTS[whole.kind][1], "settled": _SETTLED.get(whole.kind, {})}
+    told |= {"usual": _USUAL.get(whole.kind, {})}
     return Checkpoint(state, remarks=remarks, **told)
 
 

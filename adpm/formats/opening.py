@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -40,23 +38,6 @@ def opened(path: Path) -> Opened:
         raise UserError(f"weights file '{path}' cannot be read without running code stored in it; refused.") from error
     except Exception as error:  # torch and pickle name a broken file in many ways
         raise UserError(f"weights file '{path}' is not a whole checkpoint ({error}).") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: if there is no such file, or anything else in it.
-    """
-    try:
-        found = json.loads(plain_file(path, "file").read_text())
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}")
-        return found
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"file '{path}' is no JSON object ({error}).") from error
 
 
 def _is_pickle(path: Path) -> bool:

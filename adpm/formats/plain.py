@@ -7,6 +7,7 @@ of whoever calls `torch.save(network.state_dict())`; safetensors files, ours amo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from adpm.errors import UserError
 from adpm.families import Kind
 from adpm.formats.checkpoint import AS_STORED, EMA, OURS, RAW, Checkpoint, FormatFacts, Opened, as_state, is_state
 from adpm.formats.checkpoint import unknown_layout as unknown
+from adpm.formats.converted import stated
 from adpm.formats.names import alphas_cumprod, noise_levels, taken_apart
 
 _WRAPPERS = {name: lambda stored: RAW if "optimizer" in stored else AS_STORED for name in ("state_dict", "model")} | {
@@ -32,7 +34,11 @@ def checkpoint_of(stored: Mapping[Any, Tensor], chosen: str, **more: Any) -> Che
 
 
 def _bare(opened: Opened) -> Checkpoint:
-    return checkpoint_of(opened.content, OURS if "adpm" in opened.metadata else AS_STORED)
+    """A file of ours has a header, with what others said where it was converted."""
+    header = opened.metadata.get("adpm")
+    if header is None:
+        return checkpoint_of(opened.content, AS_STORED)
+    return replace(checkpoint_of(opened.content, OURS), **stated(header))
 
 
 def _wrapped(opened: Opened) -> Checkpoint:

@@ -23,8 +23,8 @@ from adpm.errors import UserError
 _IGNORED = frozenset({"sigmas"})
 
 
-_CONVERTED = "converted"
-"""In the header of what others have trained: where it came from."""
+CONVERTED = "converted"
+"""In the header of what others have trained: where it came from, and what it said."""
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -40,7 +40,7 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(str(path), framework="pt") as file:
             header = dict(json.loads((file.metadata() or {}).get("adpm", "{}")))
-            return {} if _CONVERTED in header else header
+            return {} if CONVERTED in header else header
     except (SafetensorError, ValueError, TypeError):
         return {}
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adpm.errors import UserError
-from adpm.reading import plain_file
+from adpm.reading import read_json
 
 CONFIG = "config.json"
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+CLASS = "UNet2DModel"
+_WANTED = {"time_embedding_type": "positional", "class_embed_type": None}
+"""What a config has to say: time as sines of a number, classes as rows of a table."""
+_SKIPS = {"SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"}
+"""Blocks that add the image's own pyramid to the output, behind the last hidden layer."""
 
 
 def network_folder(path: Path) -> Path | None:
-    """The folder of the network at a path: itself, or the `unet` of a pipeline; None where there is none."""
-    return next((folder for folder in (path, path / "unet") if (folder / CONFIG).is_file()), None)
+    """The folder of a network that a path means: itself, a pipeline's `unet`, or that of the weights; None: none."""
+    places = (path, path / "unet") if path.is_dir() else (path.parent,) if path.name in WEIGHTS else ()
+    return next((folder for folder in places if (folder / CONFIG).is_file()), None)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -26,12 +33,15 @@ def read_config(path: Path) -> dict[str, Any]:
     folder = network_folder(path)
     if folder is None:
         raise UserError(f"'{path}' is no folder of a diffusers network: it has no {CONFIG}, and no unet/{CONFIG}.")
-    file = folder / CONFIG
-    plain_file(file, "network config")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{file}' is not a whole JSON file ({error}).") from error
-    if not isinstance(found, dict):
-        raise UserError(f"'{file}' does not say what a network is: it holds no names with values.")
-    return found
+    return read_json(folder / CONFIG, "network config")
+
+
+def uncalled(config: Mapping[str, Any]) -> str:
+    """Why the network of a config is not called here, in words that follow its name; "" where it is."""
+    if config.get("_class_name") != CLASS:
+        return f"is a network of the class {config.get('_class_name')}; {CLASS} is read here"
+    for name, wanted in _WANTED.items():
+        if config.get(name, wanted) != wanted:
+            return f"says {name} = {config[name]!r}; networks with {wanted!r} are read here"
+    skipping = _SKIPS & {*config.get("down_block_types", ()), *config.get("up_block_types", ())}
+    return f"has blocks {', '.join(sorted(skipping))}, which this project does not read" if skipping else ""

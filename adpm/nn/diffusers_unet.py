@@ -15,14 +15,8 @@ from torch import Tensor, nn
 
 from adpm.errors import UserError, lookup
 from adpm.nn.ddpm import ResidualBlock, conv, group_norm
-from adpm.nn.diffusers_folder import read_config
+from adpm.nn.diffusers_folder import read_config, uncalled
 from adpm.nn.heads import HEADS, Headed
-
-CLASS = "UNet2DModel"
-_WANTED = {"time_embedding_type": "positional", "class_embed_type": None}
-"""What a config has to say: time as sines of a number, classes as rows of a table."""
-_SKIPS = {"SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"}
-"""Blocks that add the image's own pyramid to the output, behind the last hidden layer."""
 
 
 class UNet2D(Headed):
@@ -115,14 +109,8 @@ def _check(config: Mapping[str, Any], folder: str, shape: Sequence[int]) -> None
     Raises:
         UserError: naming what the folder says.
     """
-    if config.get("_class_name") != CLASS:
-        raise UserError(f"'{folder}' is a network of the class {config.get('_class_name')}; {CLASS} is read here.")
-    for name, wanted in _WANTED.items():
-        if config.get(name, wanted) != wanted:
-            raise UserError(f"'{folder}' says {name} = {config[name]!r}; networks with {wanted!r} are read here.")
-    skipping = _SKIPS & {*config.get("down_block_types", ()), *config.get("up_block_types", ())}
-    if skipping:
-        raise UserError(f"'{folder}' has blocks {', '.join(sorted(skipping))}, which this project does not read.")
+    if told := uncalled(config):
+        raise UserError(f"'{folder}' {told}.")
     channels, size = config.get("in_channels", 3), config.get("sample_size")
     sides = (size, size) if isinstance(size, int) else tuple(size or shape[1:])
     if (channels, *sides) != tuple(shape):

@@ -34,7 +34,7 @@ from adpm.run.models import DenoiserNeeds, Loaded, outputs_of
 from adpm.run.naming import naming
 from adpm.run.of_file import completed
 from adpm.run.problem import Problem, cache_of
-from adpm.run.recognised import check_weights
+from adpm.run.said import check_weights
 from adpm.run.work import resolve_device, runnable, seeded
 from adpm.solver import Solver
 from adpm.start import Start, StartNeeds
@@ -105,7 +105,7 @@ class Session(Problem):
         classes.check_classes(self)
         if self.trainable:
             check_second_output(self.config, self.house.families, *self.outputs)
-            check_weights(self.place, self.data.shape)
+            check_weights(self.place, self.data, self.build("denoiser.label", self.process))
         self._check_method()
         store.check_writable(self.workdir)
 

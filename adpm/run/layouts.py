@@ -12,9 +12,13 @@ from safetensors.torch import save
 from adpm.errors import UserError
 from adpm.families import Kind
 from adpm.formats import diffusers
+from adpm.formats.converted import facts_of
 from adpm.formats.shapes.shape import Shape
-from adpm.nn.checkpoint import save_weights, state_hash
+from adpm.nn.checkpoint import CONVERTED, read_header, save_weights, state_hash
+from adpm.nn.diffusers_folder import CONFIG, WEIGHTS
+from adpm.progress import say
 from adpm.run.recognised import Recognised
+from adpm.run.said import said
 from adpm.run.store import write_json
 from adpm.run.weights import FILE
 from adpm.whole import write_whole
@@ -31,8 +35,11 @@ def _ours(found: Recognised, shape: Shape, workdir: Path) -> Path:
         "chosen": found.checkpoint.chosen,
         "network": {"name": shape.family, "head": shape.head, "width": shape.width, "mult": list(shape.mult)},
         "hash": state_hash(found.checkpoint.state),
+        **facts_of(found.checkpoint),
     }
-    write_whole(path, lambda p: save_weights(p, found.checkpoint.state, {"converted": told}))
+    header = read_header(found.path) or {CONVERTED: told}  # a file of ours goes on saying how it was trained
+    write_whole(path, lambda p: save_weights(p, found.checkpoint.state, header))
+    told |= {"schedule": said(found)[0]} if "schedule" in told else {}
     write_json(path.with_suffix(".json"), told)
     return path
 
@@ -41,6 +48,9 @@ def _state_dict(found: Recognised, shape: Shape, workdir: Path) -> Path:
     path = workdir / "model.pth"
     state = {name: tensor.detach().clone() for name, tensor in found.checkpoint.state.items()}
     write_whole(path, lambda p: _save(state, p))
+    lost = [*said(found), *(["the config that it was trained by"] if read_header(found.path) else [])]
+    if lost:
+        say(f"'{path}' has names and tensors alone; '{found.path.name}' says besides: {', '.join(lost)}.")
     return path
 
 
@@ -50,19 +60,31 @@ def _save(state: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def _diffusers(found: Recognised, shape: Shape, workdir: Path) -> Path:
-    """Raises: UserError for networks that UNet2DModel is not."""
+    """As in a pipeline: the network's folder and, where schedule and prediction are known, the scheduler's beside it.
+
+    Raises:
+        UserError: for networks that UNet2DModel is not.
+    """
     config = diffusers.config_of(shape)
     if config is None:
         raise UserError(
-            f"config.network.save_as = 'diffusers' is for DDPM networks without a head; '{found.path}' is of {shape}."
+            "config.network.save_as = 'diffusers' is for DDPM networks without a head, of a width that 32 divides; "
+            f"'{found.path}' is of {shape}."
         )
+    scheduler = diffusers.scheduler_of(found.checkpoint)
     folder = workdir / "unet"
     folder.mkdir(parents=True, exist_ok=True)
     state = {n: t.contiguous() for n, t in diffusers.from_ddpm(found.checkpoint.state, len(shape.mult)).items()}
     content = save(state, metadata={"format": "pt"})
-    write_whole(folder / diffusers.WEIGHTS[0], lambda p: p.write_bytes(content))
+    write_whole(folder / WEIGHTS[0], lambda p: p.write_bytes(content))
     text = json.dumps(config | {"sample_size": found.checkpoint.side}, indent=2, sort_keys=True) + "\n"
-    write_whole(folder / "config.json", lambda p: p.write_text(text))
+    write_whole(folder / CONFIG, lambda p: p.write_text(text))
+    if scheduler is None:
+        say(f"no scheduler is written: '{found.path.name}' does not say both schedule and prediction.")
+        return folder
+    beside = workdir / diffusers.SCHEDULER
+    beside.parent.mkdir(exist_ok=True)
+    write_json(beside, scheduler)
     return folder
 
 

@@ -18,7 +18,8 @@ from adpm.families import Kind, built
 from adpm.nn.checkpoint import read_header
 from adpm.run.house import House
 from adpm.run.problem import Problem
-from adpm.run.recognised import Recognised, recognise, require_usable, same_schedule
+from adpm.run.recognised import Recognised, recognise, require_usable
+from adpm.run.said import require_followed, same_schedule
 from adpm.run.weights import located
 
 
@@ -47,26 +48,45 @@ def completed(config: ConfigDict, house: House) -> ConfigDict:
     """
     kind = lookup(house.families["network"], config.network.name, "config.network.name")
     if not isinstance(kind.facts, OfFile):
-        return config
+        return _placed(config, house)
     table, named = house.table, config.network.pretrained
-    table.check(config)
     if not named or not located(named).exists():
         told = f" ('{named}' does not exist)" if named else ""
         raise UserError(f"config.network.name = 'file' builds what config.network.pretrained holds; name a file{told}.")
     found = recognise(located(named))
-    require_usable(found, house.families["network"])
-    said = {"denoiser.predicts": found.checkpoint.predicts, **_process(found, house)}
-    _fill(config, house, {name: value for name, value in said.items() if value})
-    _fill(config, house, _of_header(found, house) or _usual(found, house))
+    if found.checkpoint.kept_by not in house.families["network"]:
+        require_usable(found, house.families["network"])
+    require_followed(found)
+    own, header = _of_header(found, house)
+    said = {"denoiser.predicts": found.checkpoint.predicts, **_process(found, config, house)}
+    _fill(config, house, {name: value for name, value in said.items() if value}, own or _usual(found, house))
     fields = found.network(_side(config, house, found))
-    table.update(config, {name: value for name, value in fields.items() if name.partition(".")[2] not in _KEPT})
+    kept = {name: value for name, value in fields.items() if name.partition(".")[2] not in _KEPT}
+    table.update(config, kept | header)
+    return _placed(config, house)
+
+
+def _placed(config: ConfigDict, house: House) -> ConfigDict:
+    """With the place of what a network's builder reads itself, wherever the run was started."""
+    kind, named = house.families["network"][config.network.name], config.network.pretrained
+    if named and "pretrained" in kind.fields:
+        config.network.pretrained = str(located(named))
     return config
 
 
-def _fill(config: ConfigDict, house: House, values: Mapping[str, Any]) -> None:
-    """Set what is unset. A choice comes before the fields that it brings."""
-    flat = {name: value for name, value in values.items() if _get(config, name) is None}
-    house.table.set(config, flat)
+def _fill(config: ConfigDict, house: House, *values: Mapping[str, Any]) -> None:
+    """Set what is unset, where the config reads it then.
+
+    Raises:
+        UserError: if the config has set what nobody reads, or what cannot be.
+    """
+    filled: set[str] = set()
+    for some in values:
+        flat = {name: value for name, value in some.items() if _get(config, name) is None}
+        house.table.set(config, flat)
+        filled |= flat.keys()
+    house.table.unset(config, filled & set(house.table.idle(config)))
+    house.table.check(config)
 
 
 def _get(config: Mapping[str, Any], name: str) -> Any:
@@ -74,8 +94,8 @@ def _get(config: Mapping[str, Any], name: str) -> Any:
     return config[section].get(key)
 
 
-def _process(found: Recognised, house: House) -> dict[str, Any]:
-    """The process whose schedule a file holds.
+def _process(found: Recognised, config: ConfigDict, house: House) -> dict[str, Any]:
+    """The process whose schedule a file holds; its steps alone where the config says which process that is.
 
     Raises:
         UserError: if it holds one that is none of ours.
@@ -83,6 +103,8 @@ def _process(found: Recognised, house: House) -> dict[str, Any]:
     schedule = found.checkpoint.schedule
     if schedule is None:
         return {}
+    if config.process.name is not None:
+        return {"process.steps": len(schedule)}
     for name, kind in house.families["process"].items():
         try:
             process = built(house.families["process"], name, "`process`", steps=len(schedule))
@@ -96,20 +118,26 @@ def _process(found: Recognised, house: House) -> dict[str, Any]:
     )
 
 
-def _of_header(found: Recognised, house: House) -> dict[str, Any]:
-    """What a file of ours says of its config."""
+def _of_header(found: Recognised, house: House) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file of ours says of its config: (process, denoiser and data, network)."""
     config = read_header(found.path).get("config", {})
     if not config:
-        return {}
+        return {}, {}
     fields = house.table.part(config, "weights")
-    return {name: value for name, value in fields.items() if name.split(".")[0] not in ("network", "train")}
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in fields.items():
+        sections.setdefault(name.split(".")[0], {})[name] = tuple(value) if isinstance(value, list) else value
+    network = sections.pop("network")
+    sections.pop("train", None)
+    return {name: value for section in sections.values() for name, value in section.items()}, network
 
 
 def _usual(found: Recognised, house: House) -> dict[str, Any]:
     """What is assumed, by fields: a parameter's name is that of one field of these sections."""
-    usual = {**found.shape.usual, **found.checkpoint.settled} if found.shape is not None else {}
-    if found.checkpoint.noise is not None:
-        usual |= {"sigma_max": found.checkpoint.noise[0], "sigma_min": found.checkpoint.noise[1]}
+    shape, checkpoint = found.shape, found.checkpoint
+    usual = {**(shape.usual if shape is not None else {}), **checkpoint.usual, **checkpoint.settled}
+    if checkpoint.noise is not None:
+        usual |= {"sigma_max": checkpoint.noise[0], "sigma_min": checkpoint.noise[1]}
     out = {"process.name": usual.pop("process")} if "process" in usual else {}
     sections = ("process", "denoiser", "data")
     for key, value in usual.items():
@@ -126,8 +154,7 @@ def _side(config: ConfigDict, house: House, found: Recognised) -> int:
     if told := missing(**house.table.options(frozen, "data.name")):
         raise UserError(f"{told.rstrip('.')}.")
     shape, network = problem.data.shape, found.shape
-    assert network is not None
-    if shape[0] != network.channels:
+    if network is not None and shape[0] != network.channels:
         raise UserError(
             f"weights '{found.path}' are of images of {network.channels} channels, but data set "
             f"'{problem.data.name}' has {shape[0]}."

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,17 +20,11 @@ from adpm.formats import read
 from adpm.formats.checkpoint import Checkpoint
 from adpm.formats.shapes import READERS, shape_of
 from adpm.formats.shapes.shape import Shape
-from adpm.nn.checkpoint import read_header
-from adpm.process import Process
-from adpm.run.naming import naming
 from adpm.run.shipped import shipped
 from adpm.run.store import differences
 from adpm.run.table import Table
-from adpm.run.weights import Place, trunk_file
 
 ANY = "configs/any.py"
-_SCHEDULE_RTOL = 1e-3
-"""How far alpha_n^2 in a file, mostly float32, may be from the process's."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,9 @@ class Recognised:
 
     def network(self, side: int) -> dict[str, Any]:
         """Fields of the network for images of a side; {} where it is not known."""
-        shape = self.shape
+        shape, kept_by = self.shape, self.checkpoint.kept_by
+        if self.checkpoint.unusable and kept_by:
+            return {"network.name": kept_by}
         if shape is None:
             return {}
         return {"network.name": shape.family} | {f"network.{k}": v for k, v in shape.build_options(side).items()}
@@ -76,26 +71,6 @@ def recognise(path: Path) -> Recognised:
     return Recognised(path, kind.about, checkpoint, shape_of(checkpoint.state))
 
 
-def check_weights(place: Place, shape: tuple[int, ...]) -> None:
-    """A run's file of others is of its network, and what it says of the process is so; ours say it when loaded.
-
-    Args:
-        place: where weights are found.
-        shape: of an image, (C, H, W).
-
-    Raises:
-        UserError: naming what differs.
-    """
-    file = trunk_file(place)
-    if file is None or read_header(file):
-        return
-    with naming(place.table):
-        found = recognise(file)
-        require_fit(found, place.config, shape, place.table)
-    section = place.config["denoiser"]
-    require_process(found, place.process, section["predicts"], section["label"])
-
-
 def require_usable(found: Recognised, networks: Family) -> Shape:
     """The network of a checkpoint, where one of these families computes it.
 
@@ -110,8 +85,6 @@ def require_usable(found: Recognised, networks: Family) -> Shape:
         raise UserError(f"{told} are of no network that is known here (their names: {first}, ...).")
     if shape.family not in networks:
         raise UserError(f"{told} are of {shape}, which no family here runs.")
-    if shape.classes and "num_classes" not in networks[shape.family].fields:
-        raise UserError(f"{told} are of {shape}; networks here take no labels.")
     return shape
 
 
@@ -194,43 +167,3 @@ def fitting(found: Recognised) -> list[str]:
                     out.append(name)
                 break
     return out
-
-
-# What is not about the network
-
-
-def require_process(found: Recognised, process: Process, predicts: str, label: str) -> None:
-    """Hold what a file says of schedule, noise, prediction and label against the config's.
-
-    Raises:
-        UserError: naming what differs.
-    """
-    checkpoint, told = found.checkpoint, f"weights '{found.path}'"
-    if checkpoint.predicts and checkpoint.predicts != predicts:
-        raise UserError(f"{told} predict '{checkpoint.predicts}', but config.denoiser.predicts = '{predicts}'.")
-    fixed = found.shape.fixed.get("label") if found.shape is not None else None
-    if fixed and fixed != label:
-        raise UserError(
-            f"{told} are of {found.shape}, which receives '{fixed}' as time, but config.denoiser.label = '{label}'."
-        )
-    if checkpoint.schedule is not None and not same_schedule(checkpoint, process):
-        steps, last = len(checkpoint.schedule), float(checkpoint.schedule[-1])
-        raise UserError(
-            f"{told} hold a schedule of {steps} steps that ends at alpha^2 = {last:.3g}, and config.process is "
-            f"another ({process.steps} steps, {float(process.alpha(process.times[-1])) ** 2:.3g}); set it to that one."
-        )
-    if checkpoint.noise is not None and fixed:
-        most, here = checkpoint.noise[0], float(process.sigma(process.times[-1]))
-        if abs(here / most - 1.0) > _SCHEDULE_RTOL:
-            raise UserError(
-                f"{told} are of noise up to sigma = {most:.4g}, but config.process ends at {here:.4g}; set "
-                f"config.process.sigma_max = {most:.4g}."
-            )
-
-
-def same_schedule(checkpoint: Checkpoint, process: Process) -> bool:
-    """Whether a process on steps has the alpha_n^2 of a file."""
-    stored = checkpoint.schedule
-    if stored is None or process.continuous or process.steps != len(stored):
-        return False
-    return bool(np.allclose(process.alpha(process.times[1:]) ** 2, stored.numpy(), rtol=_SCHEDULE_RTOL, atol=1e-7))

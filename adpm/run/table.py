@@ -176,8 +176,7 @@ class Table:
         Raises:
             UserError: naming the field, its value and what would be right.
         """
-        shared = [_dotted(s, k) for s, fields in self.sections.items() for k, f in fields.items() if f.of is not None]
-        read = self.walk(config, shared if start is None else start)
+        read = self.walk(config, self._roots() if start is None else start)
         for item in read:
             for chosen in _chosen(item.field, item.value):
                 lookup(self.families[item.field.choices], chosen, f"config.{item.name}")
@@ -212,9 +211,14 @@ class Table:
 
     def prune(self, config: ConfigDict) -> None:
         """Unset what nobody reads: fields that several configs share are for those that read them."""
-        shared = [_dotted(s, k) for s, fields in self.sections.items() for k, f in fields.items() if f.of is not None]
-        idle = self.unread(config, {item.name for item in self.walk(config, shared)})
-        _set(config, {name: self.default(name) for name in idle})
+        _set(config, {name: self.default(name) for name in self.idle(config)})
+
+    def idle(self, config: Mapping[str, Any]) -> list[str]:
+        """Fields that are set, and that nobody reads."""
+        return self.unread(config, {item.name for item in self.walk(config, self._roots())})
+
+    def _roots(self) -> list[str]:
+        return [_dotted(s, k) for s, fields in self.sections.items() for k, f in fields.items() if f.of is not None]
 
     def _does_nothing(self, config: Mapping[str, Any], name: str) -> str:
         section, key = _split(name)

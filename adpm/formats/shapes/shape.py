@@ -92,20 +92,20 @@ WITH_HEAD = frozenset({"simple", "complex"})
 
 @dataclass(frozen=True)
 class Reader:
-    """How a family's networks are read off.
-
-    Attributes:
-        recognises: whether names are of this family.
-        read: shapes -> the network; raises KeyError, ValueError or IndexError where they are none of the family's.
-    """
+    """Attributes: recognises: whether names are of this family."""
 
     recognises: Callable[[Sizes], bool]
-    read: Callable[[Sizes], Shape]
 
 
 def reader(about: str, recognises: Callable[[Sizes], bool], read: Callable[[Sizes], Shape]) -> Kind:
-    """A member of the family of readers."""
-    return Kind(read, about, Reader(recognises, read))
+    """A member of the family of readers.
+
+    Args:
+        about: what its networks are.
+        recognises: see `Reader`.
+        read: shapes -> the network; raises KeyError, ValueError or IndexError where they are none of the family's.
+    """
+    return Kind(read, about, Reader(recognises))
 
 
 def equal(values: list[int]) -> int:

@@ -12,7 +12,8 @@ from adpm.progress import say
 from adpm.run.config import Job
 from adpm.run.house import House
 from adpm.run.naming import naming
-from adpm.run.recognised import Recognised, recognise, require_usable, where
+from adpm.run.recognised import ANY, Recognised, recognise, require_usable, where
+from adpm.run.said import said
 from adpm.run.weights import located
 
 
@@ -50,7 +51,11 @@ def facts(found: Recognised, house: House) -> Iterator[tuple[str, str]]:
     count = sum(tensor.numel() for name, tensor in checkpoint.state.items() if name != NOISE)
     yield "parameters", f"{count:,} in {len(checkpoint.state)} tensors"
     if checkpoint.unusable:
-        yield "network", f"none of this project's: {checkpoint.unusable}"
+        if not checkpoint.kept_by:
+            yield "network", f"none of this project's: {checkpoint.unusable}"
+            return
+        yield "network", f"{checkpoint.unusable}; config.network.name = {checkpoint.kept_by} runs it, as {ANY} does"
+        yield "says", ", ".join(said(found))
         return
     if shape is None:
         yield "network", f"none that is known here; its names begin {', '.join(list(checkpoint.state)[:3])}"
@@ -62,13 +67,23 @@ def facts(found: Recognised, house: House) -> Iterator[tuple[str, str]]:
     if ours:
         yield "trained", f"by the config in its header, {ours.get('iterations', 'unknown')} iterations"
     else:
-        usual = ", ".join(
-            f"{name} = {value}" for name, value in {**shape.usual, **found.checkpoint.settled, **shape.assumed}.items()
-        )
-        yield "unsaid", f"schedule, label, prediction, range; published files of its kind: {usual}"
+        yield from unsaid(found)
     yield "config", where(found, house.table)
-    for remark in checkpoint.remarks:
+    for remark in (*checkpoint.remarks, *([checkpoint.unfollowed] if checkpoint.unfollowed else [])):
         yield "remark", remark
+
+
+def unsaid(found: Recognised) -> Iterator[tuple[str, str]]:
+    """What published files of its kind have where this one says nothing; nothing where it says all."""
+    checkpoint, shape = found.checkpoint, found.shape
+    assert shape is not None
+    usual = {**shape.usual, **checkpoint.usual, **shape.assumed}
+    told = {*checkpoint.settled, *shape.fixed}
+    told |= {"predicts"} if checkpoint.predicts else set()
+    told |= {"process", "steps"} if checkpoint.schedule is not None else set()
+    left = ", ".join(f"{name} = {value}" for name, value in usual.items() if name not in told)
+    if left:
+        yield "unsaid", f"taken as published files of its kind have it: {left}"
 
 
 def lacking(found: Recognised, house: House) -> str:
@@ -81,22 +96,6 @@ def lacking(found: Recognised, house: House) -> str:
     except UserError as error:
         return str(error).rstrip(".")
     return misfit(found.built(house.families["network"], shape.least_side).state_dict(), found.checkpoint.state)
-
-
-def said(found: Recognised) -> list[str]:
-    """What a file says beside its weights."""
-    checkpoint, out = found.checkpoint, []
-    if checkpoint.schedule is not None:
-        out.append(
-            f"a schedule of {len(checkpoint.schedule)} steps down to alpha^2 = {float(checkpoint.schedule[-1]):.3g}"
-        )
-    if checkpoint.noise is not None:
-        out.append(f"sigma from {checkpoint.noise[1]:.3g} to {checkpoint.noise[0]:.3g}")
-    if checkpoint.side is not None:
-        out.append(f"images of {checkpoint.side}x{checkpoint.side}")
-    if checkpoint.predicts:
-        out.append(f"predicts {checkpoint.predicts}")
-    return out
 
 
 def _size(path: Path) -> int:
