@@ -45,6 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.network.attention_resolutions = (16,)
     published.training(config, iterations=950_000, learning_rate=2e-4)
     config.train.warmup = 5000
+    config.train.grad_clip = 1.0
     config.moments.batch_size = 128
     heads = {f"vp_{name}": _vp_head(name) for name in ("sn", "npr")}
     own = {"vp": vp, "subvp": subvp, "ve": ve, **heads, "discrete": _discrete}

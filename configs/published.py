@@ -62,15 +62,13 @@ def head(objective: str, kind: str) -> Change:
         config.rule.name = objective
         config.train.objective = objective
         config.train.trunk_dropout = True
-        config.train.learning_rate = 1e-4
-        config.train.batch_size = 128
-        config.train.iterations = 500_000
+        training(config, iterations=500_000, learning_rate=1e-4)
 
     return change
 
 
 def training(config: ConfigDict, iterations: int, learning_rate: float, batch_size: int = 128) -> None:
-    """What the published trainings have in common: Adam at one rate, no limit of gradients, EMA 0.9999."""
+    """What most published trainings have in common: Adam at one rate, no limit of gradients, EMA 0.9999."""
     config.train.iterations = iterations
     config.train.learning_rate = learning_rate
     config.train.batch_size = batch_size

@@ -205,6 +205,25 @@ def test_presets_are_the_published_settings():
         load_config("configs/cifar10_sde.py", "vp+published_ddpm")
 
 
+def test_trainings_are_the_published_ones():
+    """score_sde warms up and limits gradients; heads, on its trunk too, and the others do neither."""
+
+    def trained(name: str, variant: str) -> tuple[float, ...]:
+        train = load_config(f"configs/{name}.py", variant)[0].train
+        return train.iterations, train.learning_rate, train.batch_size, train.warmup, train.grad_clip, train.ema_decay
+
+    assert trained("cifar10_sde", "vp") == (950_000, 2e-4, 128, 5000, 1.0, 0.9999)
+    assert trained("cifar10", "cs") == (500_000, 1e-4, 128, 0, 0.0, 0.9999)
+    heads = [
+        ("cifar10", "npr"),
+        ("cifar10_sde", "vp_sn"),
+        ("celeba64", "sn"),
+        ("imagenet64", "npr"),
+        ("lsun_bedroom", "sn"),
+    ]
+    assert {trained(*head) for head in heads} == {(500_000, 1e-4, 128, 0, 0.0, 0.9999)}
+
+
 def rows() -> Iterator[tuple[str, str, list[str]]]:
     """(config, variant, flags) of the rows of docs/published.md."""
     config = ""
