@@ -23,7 +23,7 @@ from adpm.bound import Bound, Terms, bound_of
 from adpm.classes import renumbered
 from adpm.conventions import settings_of
 from adpm.denoiser import Denoise, Denoiser, TimeLabel
-from adpm.drawing import draw
+from adpm.drawing import Sampler, draw
 from adpm.draws import Source
 from adpm.ems import EMS
 from adpm.ems_measure import image_of, keyed_draws, measure_ems
@@ -280,9 +280,8 @@ class Model(Subject):
             protocol = facts.given(along, eta, lambda: self.rule(rule, plan.moments), needed)
             chosen = built(self.families["solver"], chosen, "`solver`", self.process, protocol=protocol, **options)
         like = known_shape(shape, plan.moments, self.images)
-        settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": self.device, "start": begin}
-        drawn = draw(self.denoise, chosen, self.process, along, like, n, **settings)
-        return torch.as_tensor(drawn.images)
+        sampler = Sampler(self.denoise, chosen, self.process, along, like, seed, self.device, begin)
+        return torch.as_tensor(draw(sampler, n, batch_size))
 
     def bits_per_dim(
         self,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from adpm.errors import UserError, lookup
 from adpm.families import Kind
+from adpm.ranks import alone, ranks
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,20 +28,31 @@ Result = TypeVar("Result")
 
 
 def resolve_device(name: str) -> torch.device:
-    """auto | cpu | cuda | cuda:N as a device that is there.
+    """auto | cpu | cuda | cuda:N as a device that is there; of several ranks each has a GPU of its own, in their order.
 
     Raises:
-        UserError: for another name, or a GPU that torch does not see.
+        UserError: for another name, a GPU that torch does not see, or fewer of them than ranks.
     """
-    count, found = torch.cuda.device_count(), re.fullmatch(r"cpu|(?P<auto>auto)|(?P<cuda>cuda)(:(?P<n>\d+))?", name)
+    here = ranks()
+    count, found = (
+        torch.cuda.device_count(),
+        re.fullmatch(r"(?P<cpu>cpu)|(?P<auto>auto)|(?P<cuda>cuda)(:(?P<n>\d+))?", name),
+    )
     if found is None:
         raise UserError(f"config.device = '{name}' is unknown; known: auto, cpu, cuda, cuda:N.")
-    if found["auto"]:
-        return torch.device("cuda" if count else "cpu")
+    if found["cpu"] or (found["auto"] and not count):
+        return torch.device("cpu")
+    seen = f"{count} GPUs" if count else "no GPU"
     if found["cuda"] and int(found["n"] or 0) >= count:
-        seen = f"{count} GPUs" if count else "no GPU"
         raise UserError(f"config.device = '{name}', but this torch sees {seen}; use auto or cpu.")
-    return torch.device(name)
+    if here.local_size == 1:
+        return torch.device("cuda" if found["auto"] else name)
+    if found["n"] or here.local_size > count:
+        told = f"{here.local_size} processes on this machine, which has {seen}"
+        raise UserError(
+            f"config.device = '{name}' with {told}: each needs its own; use auto, and --nproc-per-node={max(count, 1)}."
+        )
+    return torch.device("cuda", here.local)
 
 
 @contextmanager
@@ -106,19 +118,6 @@ def seeded(seed: int) -> Iterator[None]:
 # Processes
 
 
-def one_process() -> None:
-    """Refuse to be one of several that torchrun has started: they would all do everything.
-
-    Raises:
-        UserError: where there is more than one.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, and each would do all the work in the same "
-            "folder; start one (--nproc-per-node=1), or plain python."
-        )
-
-
 def available(device: torch.device) -> int:
     """How many processes fit: one per core that this process may use, or one for a GPU."""
     if device != torch.device("cpu"):
@@ -131,12 +130,17 @@ def side_by_side(
 ) -> Iterator[tuple[Item, Result]]:
     """The items with what `work` makes of them, as they finish; processes never outlive the one that started them.
 
+    Where there are several ranks, these are the processes: each takes items as it becomes free, with one thread.
+
     Args:
         work: a module's function.
         items: to be worked on, in this order.
         processes: 1: this one, with all of torch's threads; more: that many new ones, one thread each.
         start: called first in every process, as start(*given).
     """
+    if ranks().size > 1:
+        yield from _over_ranks(work, list(items), start, *given)
+        return
     if processes == 1:
         start(*given)
         for item in items:
@@ -159,6 +163,21 @@ def side_by_side(
     finally:
         held.close()
         watched.close()
+
+
+def _over_ranks(
+    work: Callable[[Item], Result], items: list[Item], start: Callable[..., None], *given: Any
+) -> Iterator[tuple[Item, Result]]:
+    """All items with what some rank made of them, in their order, on every rank."""
+    here, made = ranks(), dict[int, Result]()
+    torch.set_num_threads(1)
+    with alone(quiet=False):
+        start(*given)
+        for number in here.shares(len(items)):
+            made[number] = work(items[number])
+    of_all = {number: result for part in here.gathered(made) for number, result in part.items()}
+    for number, item in enumerate(items):
+        yield item, of_all[number]
 
 
 @contextmanager
