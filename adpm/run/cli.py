@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def run(argv: Sequence[str], modes: Mapping[str, Mode]) -> int:
     these = Ranks()
     try:
         these = joined()
-        with as_one_of(these), held_locks():
+        with as_one_of(these), held_locks() if these.first else nullcontext():
             job, mode = parse(argv, modes)
             if these.size > 1:
                 require_same(these, _about(job, mode))

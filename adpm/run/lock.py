@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO
 
 from adpm.errors import UserError
-from adpm.ranks import ranks
 
 try:
     import fcntl
@@ -34,12 +33,12 @@ def held_locks() -> Iterator[None]:
 
 
 def hold(folder: Path) -> None:
-    """Keep other commands out of a folder that exists; of several ranks the first one does, for all.
+    """Keep other commands out of a folder that exists.
 
     Raises:
         UserError: if another process is at work there, which is named.
     """
-    if (held := _HELD.get()) is None or fcntl is None or not ranks().first:
+    if (held := _HELD.get()) is None or fcntl is None:
         return
     stack, mine = held
     if folder.resolve() not in mine:
