@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from adpm.denoiser import Denoise
 from adpm.errors import UserError, lookup
 from adpm.families import Kind
+from adpm.moving import moved
 from adpm.nn.checkpoint import load_weights, state_hash
 from adpm.noise import KeyedNoise
 from adpm.objective import Objective
@@ -170,7 +171,7 @@ class Trainer:
         with torch.random.fork_rng([x0.device] if x0.is_cuda else []):
             torch.manual_seed(_mixed(self.seed, i))  # dropout
             losses = self.loss_of(self.denoise, x0, eps, t, classes)
-        loss = (losses * torch.as_tensor(weights, dtype=losses.dtype, device=losses.device)).mean()
+        loss = (losses * moved(weights, losses.device, losses.dtype)).mean()
         self.require_finite("the training loss", loss.item())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -242,7 +243,7 @@ class Trainer:
         """x0, eps, times, weights and classes of an iteration: of (seed, iteration) and of what `times` learned."""
         size = self.options.batch_size
         images, stored = self._stored(iteration)
-        x0 = self.data.scaled(stored).to(self.device)
+        x0 = moved(self.data.scaled(stored), self.device)
         t, weights = self.times.draw(stratified(self.seed, iteration, size))
         numbers = iteration * size + torch.arange(size, device=self.device)
         if self.data.flips:
