@@ -66,6 +66,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "train.save_every": (7, set()),
     "moments.times": (30, {"moments", "data_row"} | {"costs", "samples", "bound", "flow"}),
     "moments.draws": (40, {"moments", "data_row"} | {"costs", "samples", "bound", "flow"}),
+    "moments.target_error": (0.3, {"moments", "data_row"} | {"costs", "samples", "bound", "flow"}),
     "moments.batch_size": (7, set()),
     "moments.write_ms_eps": (True, set()),
     "moments.implausible": (True, set()),
