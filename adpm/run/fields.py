@@ -30,6 +30,8 @@ SECTIONS: dict[str, dict[str, Field]] = {
             "float32", "of network calls; tables stay float64", choices="precision", of=("model", "machine")
         ),
         "compile": Field(False, "torch.compile the network", of=("machine",)),
+        "channels_last": Field(False, "keep images with their channels last in memory", of=("machine",)),
+        "graphs": Field(False, "record the network's call once on a GPU and replay it (CUDA graphs)", of=("machine",)),
         "cache": Field("", "folder of moments and cost tables; empty: 'cache' beside the workdir", of=("machine",)),
     },
     "data": {"name": Field("digits", "the data set", choices="data", of=_MODEL)},
