@@ -189,7 +189,7 @@ def test_one_of_several_processes_that_cannot_meet_is_refused(
 def test_a_missing_compiler_is_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_compiler(network: object) -> Callable[..., object]:
+    def without_compiler(network: object, **options: object) -> Callable[..., object]:
         def call(*args: object) -> object:
             raise InvalidCxxCompiler
 

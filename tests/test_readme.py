@@ -36,7 +36,15 @@ PAGES = {
         ROOT / "README.md",
         *(
             ROOT / "docs" / name
-            for name in ("results.md", "solvers.md", "spectral.md", "data.md", "diffusers.md", "checkpoints.md")
+            for name in (
+                "results.md",
+                "solvers.md",
+                "spectral.md",
+                "data.md",
+                "diffusers.md",
+                "checkpoints.md",
+                "speed.md",
+            )
         ),
     )
 }  # comparison.md repeats
@@ -92,6 +100,8 @@ SHORTER = {
         *["--workers=1", "--trajectories=even", "--only", "DDIM", "adpm UniPC", "adpm spectral, eta 0"],
     ],
     "benchmarks.planning": ["--quick"],
+    "--config.moments.target_error=0.05": ["--config.moments.target_error=0.5"],
+    "benchmarks.step_profile": ["--batch=4", "--steps=2"],
     "benchmarks.scheduler": [
         *["--steps=3", "--samples=40", "--seeds=2", "--draws=20", "--times=12"],
         *["--only", "spectral, least-cost, eta 0.5"],

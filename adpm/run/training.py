@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from adpm.denoiser import Denoise
 from adpm.errors import UserError, lookup
 from adpm.families import Kind
+from adpm.moving import moved
 from adpm.nn.checkpoint import load_weights, state_hash
 from adpm.noise import KeyedNoise
 from adpm.objective import Objective
@@ -154,7 +155,7 @@ class Trainer:
         with torch.random.fork_rng([x0.device] if x0.is_cuda else []):
             torch.manual_seed(mixed(self.seed, i + self.together.salt))  # dropout
             losses = self.loss_of(self._stepping, x0, eps, t[self.together.part], classes)
-        weight = torch.as_tensor(weights, dtype=losses.dtype, device=losses.device)
+        weight = moved(weights, losses.device, losses.dtype)
         loss = (losses * weight[self.together.part]).mean()
         of_all = self.together.all_of(losses.detach())
         total = (of_all * weight).mean().item()
@@ -233,7 +234,7 @@ class Trainer:
         """
         size = self.options.batch_size
         images, stored = self._stored(iteration)
-        x0 = self.data.scaled(stored).to(self.device)
+        x0 = moved(self.data.scaled(stored), self.device)
         t, weights = self.times.draw(stratified(self.seed, iteration, size))
         numbers = iteration * size + torch.arange(size, device=self.device)[self.together.part]
         if self.data.flips:

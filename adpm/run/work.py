@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from adpm.errors import UserError, lookup
 from adpm.families import Kind
 from adpm.ranks import alone, ranks
+from adpm.run.replay import Record, Replayed, filled
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -77,20 +78,38 @@ PRECISIONS: dict[str, Kind] = {
 """Builders take the device and give a context for network calls."""
 
 
-def runnable(network: nn.Module, precision: str, compiled: bool, device: torch.device) -> Callable[..., Tensor]:
+def runnable(
+    network: nn.Module,
+    precision: str,
+    compiled: bool,
+    device: torch.device,
+    *,
+    channels_last: bool = False,
+    record: Record | None = None,
+    sizes: Collection[int] = (),
+) -> Callable[..., Tensor]:
     """The network as the rest of the code calls it: on its device, in its precision, compiled or not.
 
     It takes (x, label), and classes [B] or None besides where it is told them.
 
-    A compiler that is missing is told in a sentence at the first call, which is when it is wanted.
+    Args:
+        network: is moved to the device.
+        precision, compiled, device: see above. A compiler that is missing is told in a sentence at the first call,
+            which is when it is wanted.
+        channels_last: whether images [B, C, H, W], and the weights of convolutions, are laid out so.
+        record: what calls are recorded with, to be replayed; None: they are made one by one.
+        sizes: of batches, where calls of few shapes are wanted: others are filled up to the next of these.
     """
+    layout = torch.channels_last if channels_last else torch.preserve_format
     network.to(device)
-    call: Callable[..., Tensor] = torch.compile(network) if compiled else network
+    if channels_last:
+        network.to(memory_format=layout)  # type: ignore[call-overload]
+    call: Callable[..., Tensor] = torch.compile(network, dynamic=False if sizes else None) if compiled else network
     context = lookup(PRECISIONS, precision, "config.precision").build
 
     def forward(x: Tensor, label: Tensor, *classes: Tensor | None) -> Tensor:
         with context(device):
-            return call(x.float(), label.float(), *classes).float()
+            return call(x.float().contiguous(memory_format=layout), label.float(), *classes).float()
 
     def guarded(x: Tensor, label: Tensor, *classes: Tensor | None) -> Tensor:
         try:
@@ -104,7 +123,10 @@ def runnable(network: nn.Module, precision: str, compiled: bool, device: torch.d
                 "on the CPU. Set it to False, or install one."
             ) from error
 
-    return guarded if compiled else forward
+    made: Callable[..., Tensor] = guarded if compiled else forward
+    if record is not None:
+        made = Replayed(made, record)
+    return filled(made, sizes) if sizes else made
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adpm.classes import at
 from adpm.denoiser import Denoise
+from adpm.moving import moved
 from adpm.nn.checkpoint import save_weights
 from adpm.noise import KeyedNoise
 from adpm.progress import progress, say
@@ -124,7 +125,7 @@ def held_out_loss(trainer: Trainer) -> float:
         fractions = (np.arange(len(images)) * 0.618033988749895 + k / _TEST_PASSES) % 1.0
         times = process.uniform_times(fractions)
         for numbers in torch.arange(len(images)).split(batch):
-            x0 = data.scaled(images[numbers]).to(trainer.device)
+            x0 = moved(data.scaled(images[numbers]), trainer.device)
             eps = noise(numbers.to(trainer.device), k, x0.shape[1:])
             classes = trainer.classes.of_tests(numbers) if trainer.classes else None
             total += trainer.loss_of(trainer.averaged, x0, eps, times[numbers.numpy()], classes).sum().item()
