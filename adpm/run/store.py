@@ -146,10 +146,9 @@ def record(
     """
     found = read_arrays(path, check)
     if found is None:
-        parts = parts_of(path)
-        found = {name: np.asarray(value) for name, value in make(Parts(parts)).items()}
+        found = {name: np.asarray(value) for name, value in make(Parts(parts_of(path))).items()}
         save_arrays(path, found)
-        remove(parts)
+    remove(parts_of(path))  # a kill may have come between
     return found
 
 
@@ -166,7 +165,9 @@ def kept(
     """
     if path.is_file():
         try:
-            return load(path)
+            found = load(path)
+            remove(parts_of(path))  # a kill may have come between
+            return found
         except UserError as error:
             say(f"{error} Measuring them again.")
     made = make()
