@@ -6,7 +6,7 @@ n, now before it is done, now after, and started once more. The second start has
 every file (events of TensorBoard, and the seconds beside samples, left out) and nothing torn left over. On a full disk
 no file may grow beyond a size: the run has to end with one sentence, and the next one as above.
 
-    python -m benchmarks.kills [--modes sample train ...] [--processes 1 2] [--sizes=40]
+    python -m benchmarks.kills [--modes sample train ...] [--processes 1 2] [--every=1] [--sizes=40]
 
 Processes are forked from one that has imported everything, so that a start takes no time.
 """
@@ -64,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="runs killed at every file that they write")
     parser.add_argument("--modes", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--every", type=int, default=1, help="of the moments to kill at: all, or every so manieth")
     parser.add_argument("--sizes", type=int, default=40, help="of the largest file on a full disk, 200 bytes to 200 kB")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -75,7 +76,8 @@ def main() -> None:
             expected, writes = peaceful(mode, Path(folder) / "peace")
             for size in options.processes:
                 found = [
-                    killed(mode, Path(folder) / f"{size}-{n}", size, n, expected) for n in range(1, 2 * writes + 1)
+                    killed(mode, Path(folder) / f"{size}-{n}", size, n, expected)
+                    for n in range(1, 2 * writes + 1, options.every)
                 ]
                 kills += len(found)
                 wrong, torn = (sum(bad[i] for bad in found) for i in range(2))

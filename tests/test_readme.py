@@ -44,6 +44,7 @@ PAGES = {
                 "diffusers.md",
                 "checkpoints.md",
                 "speed.md",
+                "scaling.md",
             )
         ),
     )
@@ -100,6 +101,7 @@ SHORTER = {
         *["--workers=1", "--trajectories=even", "--only", "DDIM", "adpm UniPC", "adpm spectral, eta 0"],
     ],
     "benchmarks.planning": ["--quick"],
+    "benchmarks.processes": ["--pairs=0", "--samples=4000"],
     "--config.moments.target_error=0.05": ["--config.moments.target_error=0.5"],
     "benchmarks.step_profile": ["--batch=4", "--steps=2"],
     "benchmarks.scheduler": [

@@ -49,6 +49,11 @@ def ran(processes: int, config: str, mode: str, workdir: Path, *fields: str) -> 
     return done.stdout
 
 
+def test_the_page_gives_the_command_that_is_tested_here() -> None:
+    line = "torchrun --nproc-per-node=2 main.py --config=configs/toy.py --mode=sample"
+    assert line in (ROOT / "docs" / "scaling.md").read_text().splitlines()
+
+
 def test_samples_are_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
     """Moments, data term, plan, samples, pictures and protocol; one of the processes speaks."""
     told = [ran(n, "toy.py", "sample", tmp_path / str(n) / "run", *FEW) for n in (1, 2, 3)]
@@ -149,3 +154,11 @@ def test_a_process_that_dies_ends_the_job_and_the_next_start_goes_on(tmp_path: P
     ran(1, "toy.py", "sample", tmp_path / "other", *fields)
     one, other = (hashes(tmp_path / name) for name in ("run", "other"))
     assert one == other
+
+
+def test_killed_runs_lose_nothing() -> None:
+    """A few of the moments of `python -m benchmarks.kills`."""
+    done = finished("-m", "benchmarks.kills", "--modes", "sample", "--every=9", "--sizes=3", env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| sample")]
+    assert rows == [["sample", n, "6", "0", "0"] for n in "12"] + [["sample", "3", *"0000"]]
