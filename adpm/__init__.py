@@ -31,8 +31,8 @@ kernel, noise, parametrisation, denoiser, classes, guidance, ideal, derivative, 
 moments, target, ms_eps, basis, transforms, bases, shrinkage, coordinates, coordinate_draws, gaussian, variance,
 shortest_path, prices, costs, planning, published_split, shortened, solver, exponential, multistep, published_multistep,
 start, sampler, reference, fitting, fitted, trajectory, ems, ems_integrals, dpm_solver_v3, neighbours, likelihood,
-cost_table, objective, members, ems_measure, drawing, bound, paths, jump, explained, plots, conventions, measured,
-subject, model, diffusers, nn, formats, run. `sde` and `covariance` import this package and not each other.
+cost_table, objective, members, ems_measure, drawing, bound, data_term, paths, jump, explained, plots, conventions,
+measured, subject, model, diffusers, nn, formats, run. `sde` and `covariance` import this package and not each other.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ ORDER = (
     "transforms bases shrinkage coordinates coordinate_draws gaussian variance shortest_path prices costs planning "
     "published_split shortened solver exponential multistep published_multistep start sampler reference fitting "
     "fitted trajectory ems ems_integrals dpm_solver_v3 neighbours likelihood cost_table objective members ems_measure "
-    "drawing bound paths jump explained plots conventions measured subject model diffusers nn formats run"
+    "drawing bound data_term paths jump explained plots conventions measured subject model diffusers nn formats run"
 ).split()
 FOLDERS = ("adpm", "sde", "covariance")
 SOURCES = {str(p.relative_to(ROOT)): p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))}
