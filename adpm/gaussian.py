@@ -68,6 +68,11 @@ class Covariance(ABC):
     def _per_element(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.values, dtype=x.dtype, device=x.device).expand_as(x)
 
+    def times(self, x: Tensor) -> Tensor:
+        """C x."""
+        coordinates = self.forth(x)
+        return self.back(self._per_element(coordinates) * coordinates)
+
     def draw(self, mean: Tensor, noise: Tensor) -> Tensor:
         """mean + C^(1/2) noise for standard normal noise of mean's shape.
 
