@@ -12,7 +12,8 @@ from torch import Tensor
 
 from adpm import ideal
 from adpm.denoiser import Counted, Denoiser
-from adpm.energies import Features, LowPass, Noised, OfClass, Steered, gradient_of, low_pass_matrix, timed
+from adpm.egsde import Features, LowPass, Noised, OfClass, low_pass_matrix, timed
+from adpm.energies import Steered, gradient_of
 from adpm.errors import UserError
 from adpm.kernel import reverse_kernel
 from adpm.process import DiscreteProcess, Process, linear

@@ -100,6 +100,18 @@ def require_heads(num_heads: int, widths: Sequence[int]) -> None:
             raise UserError(f"`num_heads` = {num_heads} must divide the {width} channels that attention works on.")
 
 
+def require_head_channels(head_channels: int, widths: Sequence[int]) -> None:
+    """Refuse heads of attention that do not divide the widths they are to share.
+
+    Raises:
+        UserError: naming the first such width.
+    """
+    for width in widths:
+        if width % head_channels:
+            told = f"`head_channels` = {head_channels} must divide the {width} channels"
+            raise UserError(f"{told} that attention works on.")
+
+
 def require_classes(num_classes: int, null_class: bool) -> None:
     """Refuse numbers of classes that there are not, and a null class beside none.
 
