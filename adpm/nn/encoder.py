@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        require_sizes(width, channel_mult, num_res_blocks, dropout)
+        require_sizes(width, channel_mult, num_res_blocks, dropout, name="width")
         channels, side = square(shape, "encoder")
         require_side(side, channel_mult)
         self.channels, self.side, self.width, self.classes = channels, side, width, classes
