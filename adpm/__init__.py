@@ -32,8 +32,8 @@ moments, ms_eps, basis, transforms, bases, shrinkage, coordinates, coordinate_dr
 shortest_path, costs, planning, published_split, shortened, solver, inverse, exponential, multistep,
 published_multistep, start, sampler, reference, fitting, fitted, trajectory, ems, ems_integrals, dpm_solver_v3,
 neighbours, likelihood, cost_table, objective, members, ems_measure, drawing, translation, bound, paths, jump,
-explained, plots, conventions, measured, subject, model, diffusers, nn, formats, run. `sde` and `covariance` import
-this package and not each other.
+explained, plots, conventions, measured, subject, model, completion, diffusers, nn, formats, run. `sde` and
+`covariance` import this package and not each other.
 """
 
 from __future__ import annotations

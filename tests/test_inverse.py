@@ -11,11 +11,13 @@ from torch import Tensor
 
 from adpm import ideal
 from adpm.basis import Matrix
+from adpm.completion import complete
 from adpm.denoiser import Counted, Denoiser, Prediction
 from adpm.errors import UserError
 from adpm.gaussian import Covariance, Diagonal, InBasis
 from adpm.inverse import Conditioned, ConditionedGaussian
 from adpm.kernel import Kernel
+from adpm.model import Model
 from adpm.noise import KeyedNoise
 from adpm.observations import Mask, Observation, Operator, Separable, blur, reduction
 from adpm.process import Process, linear
@@ -201,6 +203,26 @@ def test_x0_is_limited_after_it_was_conditioned() -> None:
     found = Conditioned(denoise, process, observation, Unit(), jacobian=False, clip=(-1.0, 1.0))(x, 500.0)
     assert float(found.x0.max()) == 1.0 and float(found.x0_network.max()) > 2.0
     torch.testing.assert_close(float(process.alpha(500)) * found.x0 + float(process.sigma(500)) * found.eps, x)
+
+
+def test_a_model_completes_an_image_by_one_call() -> None:
+    """Gaussian data: mean and spread of 4,000 completions are those of the exact posterior, in any batches."""
+    process = linear(1000)
+    model = Model.of(ideal.IdealDenoiser(DATA, process), process)
+    y = OPERATORS["mask"].forward(DATA.sample(1, 5))
+    observation = Observation(OPERATORS["mask"], y, STD)
+    plan = model.plan(steps=4, trajectory="log_snr")
+    found = complete(model, plan, observation, 4000, rule=Exact(), shape=SHAPE, batch_size=2000)
+    wanted = posterior(DATA, OPERATORS["mask"], y, STD)
+    variance = ((wanted.basis[0] * wanted.spectrum[0]) @ wanted.basis[0].mT).diagonal()
+    off = (found.double().flatten(1).mean(0) - wanted.means[0]).abs()
+    assert (off / (variance / 4000).sqrt()).max() < 4.5
+    spread = found.double().flatten(1).var(0)
+    assert ((spread - variance).abs() < 4.5 * (2.0 / 4000) ** 0.5 * variance + 2e-3 * variance.max()).all()
+    few = complete(model, plan, observation, 3, rule=Exact(), shape=SHAPE, batch_size=1)
+    torch.testing.assert_close(few, found[:3], rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match=r"of one image has values \[1, ...\], got \(2, 1, 4, 4\)"):
+        complete(model, plan, Observation(OPERATORS["mask"], y.expand(2, *SHAPE), STD), shape=SHAPE, rule=Exact())
 
 
 def test_no_variance_pulls_nowhere() -> None:

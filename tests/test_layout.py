@@ -20,8 +20,8 @@ ORDER = (
     "shrinkage coordinates coordinate_draws gaussian observations variance shortest_path costs planning "
     "published_split shortened solver inverse exponential multistep published_multistep start sampler reference "
     "fitting fitted trajectory ems ems_integrals dpm_solver_v3 neighbours likelihood cost_table objective members "
-    "ems_measure drawing translation bound paths jump explained plots conventions measured subject model diffusers nn "
-    "formats run"
+    "ems_measure drawing translation bound paths jump explained plots conventions measured subject model completion "
+    "diffusers nn formats run"
 ).split()
 FOLDERS = ("adpm", "sde", "covariance")
 SOURCES = {str(p.relative_to(ROOT)): p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))}

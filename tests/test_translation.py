@@ -21,10 +21,12 @@ from adpm.run.assembly import Session
 from adpm.run.classifiers import FILE, classifier_file
 from adpm.run.config import load_config
 from adpm.run.families import house
+from adpm.run.translations import translations_for
 from adpm.sampler import keyed, walk
 from adpm.solver import ReverseGaussian
 from adpm.translation import FromImages, Translator, start_index
 from adpm.variance import Unit
+from benchmarks.translation import TARGET, Judge
 from tests.commands import go, refused, the_file
 
 PROCESS, SHAPE = linear(1000), (1, 2, 2)
@@ -118,7 +120,7 @@ def test_digits_are_translated_by_one_command(tmp_path: Path, capsys: pytest.Cap
     assert there == {"grid.png", "strip.png", "protocol.json", "translations.npz", "images"}
     assert len(list((folder / "images").glob("*.png"))) == 5
     protocol = json.loads((folder / "protocol.json").read_text())
-    assert protocol["translation"]["translate.features_weight"] == 20.0 and protocol["path"] == [0, 1, 250, 500]
+    assert protocol["translation"]["translate.features_weight"] == 5.0 and protocol["path"] == [0, 1, 250, 500]
     assert protocol["classifier"] and protocol["sources"] == "test 3"
     assert list((tmp_path / "tensorboard" / "translate").rglob("events*"))
     kept, written = folder / "translations.npz", (folder / "translations.npz").stat().st_mtime_ns
@@ -167,6 +169,25 @@ def test_a_classifier_is_trained_and_found(tmp_path: Path, capsys: pytest.Captur
     config.classifier.pretrained = "gone.safetensors"
     with pytest.raises(UserError, match="config.classifier.pretrained = 'gone.safetensors' does not exist; train one"):
         classifier_file(Session.make(config, tmp_path / "none", house()))
+
+
+def test_features_make_digits_more_real_and_the_low_pass_more_faithful(tmp_path: Path) -> None:
+    """E4, threes into eights from M/N = 0.3: by features that the guidance does not know, and L2 to the source."""
+    config, families = load_config("configs/digits_translate.py")
+    found, judge = [], None
+    for features, low_pass in ((0.0, 0.0), (5.0, 0.0), (5.0, 2.0)):
+        weights = {"translate.features_weight": features, "translate.low_pass_weight": low_pass}
+        more = {"translate.target_weight": 1.0, "translate.share": 0.3, "translate.source_split": "train"}
+        short = {"rule.name": "small", "trajectory.steps": 10, "translate.images": 64, "sampling.batch_size": 64}
+        families.table.update(config, {**weights, **more, **short})
+        session = Session.make(config, tmp_path, families)
+        data = session.data
+        judge = judge or Judge(data.scaled(data.split("train"))[data.labels["train"] == TARGET])
+        made = translations_for(session)
+        off, _, frechet, _ = judge.figures(data.decode(made.kept), made.sources)
+        found.append((off, frechet))
+    plain, real, faithful = found
+    assert real[1] < faithful[1] < plain[1] and real[0] > faithful[0] > plain[0]
 
 
 @pytest.mark.parametrize(
