@@ -13,7 +13,11 @@ moments are measured on draws of the mixture.
 each in the likelihood and in the reverse steps (eta = 1). `kept` steps have the covariance of x_s given x_t, `given y`
 that of x_s given x_t and y, `no derivative` has C_t in place of the network's derivative.
 
-    python -m benchmarks.inverse [--problems=24] [--samples=100] [--steps=25] [--draws=800] [--times=40] [--path=even]
+With --network it is the shipped digits model and its test images: no exact posterior is known, so the error of the
+samples' mean and the share within their intervals are told, of `given y` steps.
+
+    python -m benchmarks.inverse [--network] [--problems=24] [--samples=100] [--steps=25] [--draws=800] [--times=40]
+                                 [--path=even]
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import adpm
 from adpm.draws import Source
 from adpm.ideal import IdealDenoiser, Mixture, classwise, full_mixture
 from adpm.inverse import Conditioned, ConditionedGaussian
@@ -69,6 +74,13 @@ def posterior(mixture: Mixture, operator: Operator, y: Tensor, std: float) -> Mi
     return full_mixture(weights.numpy(), means.numpy(), (c - gain @ h @ c).numpy(), mixture.shape)
 
 
+def covered(drawn: Tensor, truths: Tensor) -> Tensor:
+    """Share of the pixels of each truth [P, ...] that its samples' interval holds, of [P, n, ...], [P]."""
+    ends = torch.tensor([0.5 - INTERVAL / 2, 0.5 + INTERVAL / 2], dtype=torch.float64)
+    low, high = torch.quantile(drawn.double(), ends, dim=1)
+    return ((low <= truths) & (truths <= high)).double().flatten(1).mean(1)
+
+
 @dataclass(frozen=True)
 class Figures:
     """Attributes: distances: energy distance of each problem, [P]; covered: share of the pixels of each, [P]."""
@@ -79,9 +91,7 @@ class Figures:
     @staticmethod
     def of(drawn: Tensor, truths: Tensor, exact: Tensor) -> Figures:
         """Of samples [P, n, ...] for truths [P, ...], next to exact posterior samples [P, m, ...]."""
-        ends = torch.tensor([0.5 - INTERVAL / 2, 0.5 + INTERVAL / 2], dtype=torch.float64)
-        low, high = torch.quantile(drawn.double(), ends, dim=1)
-        inside = ((low <= truths) & (truths <= high)).double().flatten(1).mean(1)
+        inside = covered(drawn, truths)
         pairs = zip(drawn, exact, strict=True)
         return Figures(torch.tensor([energy_distance(ours, real) for ours, real in pairs]), inside)
 
@@ -139,8 +149,34 @@ class World:
         return {**out, "exact": [Figures.of(again, truths, real)]}
 
 
+def of_network(args: argparse.Namespace) -> None:
+    """The shipped digits model on test images."""
+    model = adpm.load("configs/digits.py")
+    moments = model.measure(draws=args.draws, times=args.times, basis="pca")
+    truths = model.images["test"][: args.problems]
+    times = model.process.times[trajectory(args.path, Request(model.process, args.steps))]
+    shape, count = tuple(truths.shape[1:]), len(truths) * args.samples
+    print("\n| problem | " + " | ".join(RULES) + " |\n" + "|---" * (len(RULES) + 1) + "|")
+    for name, operator in operators(shape).items():
+        y = operator.forward(truths + 0.0)
+        y = y + STD * torch.randn(y.shape, generator=torch.Generator().manual_seed(101))
+        y = operator.forward(y) if isinstance(operator, Mask) else y
+        observation, told = Observation(operator, y.repeat_interleave(args.samples, 0), STD), []
+        for rule in (model.rule(member, moments) for member in RULES.values()):
+            noise = keyed(KeyedNoise(0, "inverse"), torch.arange(count), shape)
+            denoise = Conditioned(model.denoise, model.process, observation, rule)
+            with torch.inference_mode():
+                solver = ConditionedGaussian(model.process, rule, observation)
+                *_, end = sample(denoise, solver, model.process, times, noise)
+            drawn = end.x.reshape(len(truths), args.samples, *shape)
+            off = float((drawn.mean(1) - truths).square().mean().sqrt())
+            told.append(f"{off:.3f}, {float(covered(drawn, truths).mean()):.0%}")
+        print(f"| {name} | " + " | ".join(told) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="inverse problems with guessed and measured covariances")
+    parser.add_argument("--network", action="store_true")
     for name, default in {"problems": 24, "samples": 100, "steps": 25, "draws": 800, "times": 40}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--path", default="even")
@@ -149,6 +185,9 @@ def main() -> None:
     describe("Posterior samples of linear inverse problems in an exact world")
     told = ", ".join(f"{name} {value}" for name, value in vars(args).items())
     print(f"{told}, noise {STD}; energy distance, share of pixels within the {INTERVAL:.0%} intervals")
+    if args.network:
+        of_network(args)
+        return
     world = World(args.draws, args.times)
     for name, operator in operators(world.mixture.shape).items():
         found = world.figures(operator, args.problems, args.samples, args.steps, args.path)
