@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adpm.egsde import EnergyNeeds, Noised
-from adpm.energies import Energy
+from adpm.energies import Energy, gradient_of
 from adpm.errors import UserError
 from adpm.families import built
 from adpm.paths import Path
@@ -114,8 +114,6 @@ class Job:
         Raises:
             UserError: as `Steered` raises.
         """
-        from adpm.energies import gradient_of
-
         x0 = self.sources(torch.arange(1))
         with naming(self.session.house.table, "translate"):
             for energy, weight in self.energies(Noised(self.session.process, x0, torch.zeros_like(x0))):
