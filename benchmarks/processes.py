@@ -1,4 +1,4 @@
-"""Sampling by two processes against one, and the memory that many samples take.
+"""Sampling by two processes against one, how long a training takes to stop, and the memory that many samples take.
 
     python -m benchmarks.processes [--pairs=5] [--samples=2000000]
 
@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from benchmarks.protocol import describe
@@ -73,6 +75,20 @@ def memory(samples: int, folder: Path) -> None:
     print(f"{samples:,} samples take {peaks[1] - peaks[0]:.0f} MiB more than 2,000 (goal: at most 50)")
 
 
+def stopping(folder: Path) -> None:
+    """Seconds from SIGTERM to the end of a training that saves its state, of the shipped digits network's size."""
+    told = ["--config.network.pretrained=", "--config.train.log_every=1"]
+    line = [sys.executable, "main.py", "--config=configs/digits.py", "--mode=train", f"--workdir={folder / 'train'}"]
+    with subprocess.Popen([*line, *told], env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        while not any(path.stat().st_size > 5000 for path in (folder / "train").rglob("events*")):
+            time.sleep(0.1)  # some iterations are done
+        started = time.monotonic()
+        child.send_signal(signal.SIGTERM)
+        child.communicate()
+    seconds, saved = time.monotonic() - started, (folder / "train" / "train_state.pt").is_file()
+    print(f"SIGTERM: a training of digits ends after {seconds:.1f} s with code {child.returncode}, saved: {saved}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="sampling by two processes, and the memory of many samples")
     parser.add_argument("--pairs", type=int, default=5)
@@ -82,6 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.pairs:
             speed(options.pairs, Path(folder))
+            stopping(Path(folder))
         if options.samples:
             memory(options.samples, Path(folder))
 
