@@ -22,8 +22,9 @@ from adpm.denoiser import Denoise, Prediction, per_sample, require_finite, uncli
 from adpm.families import Kind
 from adpm.likelihood import Levels
 from adpm.process import Array, Process
+from adpm.scale import Scale
 
-Scale = float | Tensor
+Factor = float | Tensor
 Objective = Callable[[Prediction, Tensor, Tensor, Array], Tensor]
 """(prediction at x_t, x0, eps, t) -> loss per example [B]; t is [B], float64."""
 
@@ -36,11 +37,13 @@ class ObjectiveNeeds:
         process: the forward process.
         levels: levels of the data.
         variance: Var_t as a function of time by the chosen estimator, from moments of the trunk; made when asked.
+        scale: r_f in a basis, from moments per coordinate of the trunk; made when asked.
     """
 
     process: Process
     levels: Levels
     variance: Callable[[], Callable[[Array], Array]]
+    scale: Callable[[], Scale]
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,27 @@ class ObjectiveFacts:
         loss_aware: whether times may be drawn by the size of the loss: only where the loss is a bound, whose terms
             differ by orders of magnitude between times.
         uses_moments: whether it needs Var_t.
+        statistics: what else it needs to know of the network, a member of the family `statistics`; the head is then
+            about the coordinates that these are about, and not about pixels. "": nothing.
     """
 
     freeze: Callable[..., nn.Module] | None = None
     learns_variance: bool = False
     loss_aware: bool = False
     uses_moments: bool = False
+    statistics: str = ""
 
     @property
     def trains_head(self) -> bool:
         return self.freeze is not None
+
+    @property
+    def pixel_head(self) -> bool:
+        return self.trains_head and not self.statistics
+
+    @property
+    def basis_head(self) -> bool:
+        return self.trains_head and bool(self.statistics)
 
 
 def eps_matching(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
@@ -71,7 +85,7 @@ def eps_matching(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> T
     return (eps - prediction.eps_network).square().flatten(1).mean(1)
 
 
-def _matching(target: Callable[[Tensor, Tensor, Scale, Scale], Tensor]) -> Callable[[ObjectiveNeeds], Objective]:
+def _matching(target: Callable[[Tensor, Tensor, Factor, Factor], Tensor]) -> Callable[[ObjectiveNeeds], Objective]:
     """mean over elements of (target - its prediction)^2, of x0 and eps before clipping."""
 
     def build(needs: ObjectiveNeeds) -> Objective:

@@ -32,6 +32,7 @@ from adpm.kernel import Kernel
 from adpm.moments import ESTIMATORS
 from adpm.parametrisation import require_alpha
 from adpm.process import Array, Process
+from adpm.scale import Scale
 
 
 class Rule(ABC):
@@ -239,6 +240,7 @@ class RuleNeeds:
         state_bound: ((b - a)/2)^2 for data in [a, b], which no state's variance exceeds.
         first_variance: Var[x_1 | x_2, x_0] of the reference times; computed when asked.
         spectrum: r_f(t) in a basis; measured when asked.
+        scale: r_f that a trained head is in units of; read when asked.
         process: the forward process.
     """
 
@@ -247,6 +249,7 @@ class RuleNeeds:
     state_bound: float
     first_variance: Callable[[], float]
     spectrum: Callable[[], Spectrum]
+    scale: Callable[[], Scale]
     process: Process
 
 

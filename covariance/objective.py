@@ -26,6 +26,7 @@ from adpm.process import Array
 from covariance.heads import FrozenTrunk
 from covariance.relative import relative_factor
 from covariance.second_output import second_output
+from covariance.spectral import spectral_head
 from covariance.variational import hybrid, vlb
 
 
@@ -70,6 +71,10 @@ def _relative(needs: ObjectiveNeeds) -> Objective:
     return relative(needs.variance())
 
 
+def _spectral_head(needs: ObjectiveNeeds, bound_step: float = 2.0) -> Objective:
+    return spectral_head(needs.scale(), needs.process, bound_step)
+
+
 _HEAD = {"trunk_dropout": Field(False, "leave the trunk's dropout on in training, as published", given=False)}
 
 OBJECTIVES: dict[str, Kind] = {
@@ -83,6 +88,18 @@ OBJECTIVES: dict[str, Kind] = {
         ObjectiveFacts(FrozenTrunk, uses_moments=True),
         _HEAD,
         reads=("denoiser.clip", "rule.estimator"),
+    ),
+    "spectral_head": Kind(
+        _spectral_head,
+        "a head for rule spectral_head, by the bound itself along the axes of a basis",
+        ObjectiveFacts(FrozenTrunk, statistics="coordinates"),
+        {
+            "bound_step": Field(
+                2.0, "length in log-SNR of the steps whose bound it is; 0 = the limit of long ones", low=0
+            ),
+            **_HEAD,
+        },
+        reads=("denoiser.clip", "moments.statistics=coordinates"),
     ),
     "hybrid": Kind(
         hybrid, "L_simple + N/1000 of the bound (Nichol & Dhariwal 2021)", ObjectiveFacts(learns_variance=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adpm.basis import Pixels
 from adpm.denoiser import Prediction, clipped, per_sample
 from adpm.errors import UserError
 from adpm.ideal import IdealDenoiser, diagonal_mixture
@@ -18,6 +19,7 @@ from adpm.likelihood import Levels
 from adpm.objective import Objective, ObjectiveNeeds, eps_matching
 from adpm.parametrisation import eps_from_x0, x0_from_eps
 from adpm.process import PROCESSES, DiscreteProcess, Process
+from adpm.scale import Scale
 from covariance.objective import OBJECTIVES, relative, residual, squared_noise
 from covariance.relative import FLOOR, relative_factor
 from covariance.second_output import second_output
@@ -39,7 +41,12 @@ def predict(process: Process, x0: Tensor, eps: Tensor, t: np.ndarray, eps_networ
 
 
 def needs(process: Process, levels: Levels = LEVELS) -> ObjectiveNeeds:
-    return ObjectiveNeeds(process, levels, lambda: lambda t: np.ones_like(t))
+    return ObjectiveNeeds(process, levels, lambda: lambda t: np.ones_like(t), lambda: flat_scale((1, 2, 2)))
+
+
+def flat_scale(shape: tuple[int, ...], variance: float = 1.0) -> Scale:
+    """One variance for all pixels and times."""
+    return Scale(np.array([40.0, -40.0]), np.full((2, math.prod(shape)), variance), Pixels(), "identity", shape)
 
 
 # ------------------------------------------------------------------------------------------ published values
