@@ -16,9 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from adpm.denoiser import Denoise, Prediction, per_sample, require_finite, unclipped_x0
+from adpm.denoiser import Denoise, Prediction, Raw, per_sample, require_finite, unclipped_x0
+from adpm.derivative import slope
+from adpm.errors import UserError
 from adpm.families import Kind
 from adpm.likelihood import Levels
 from adpm.process import Array, Process
@@ -27,6 +30,37 @@ from adpm.scale import Scale
 Factor = float | Tensor
 Objective = Callable[[Prediction, Tensor, Tensor, Array], Tensor]
 """(prediction at x_t, x0, eps, t) -> loss per example [B]; t is [B], float64."""
+
+
+@dataclass(frozen=True)
+class Probing:
+    """An objective that also asks how eps_network changes with x_t, along random signs v.
+
+    Attributes:
+        loss: (prediction, x0, eps, t, v, J v) -> loss per example [B], with J = d eps_network / d x_t.
+    """
+
+    loss: Callable[..., Tensor]
+
+    def __call__(self, prediction: Prediction, x0: Tensor, eps: Tensor, t: Array, *probe: Tensor) -> Tensor:
+        return self.loss(prediction, x0, eps, t, *probe)
+
+
+@torch.no_grad()
+def probed(denoise: Denoise, process: Process, x: Tensor, eps: Tensor, t: Array) -> tuple[Tensor, Tensor]:
+    """v and J v for x [B, ...] at times t [B], by a central difference: two calls of the network.
+
+    v are the signs of the next example's noise, of which x knows nothing: nothing else is drawn.
+
+    Raises:
+        UserError: for a batch of one, and for a denoiser that cannot be called between its reference times.
+    """
+    if len(x) < 2 or not isinstance(denoise, Raw):
+        raise UserError("slopes of eps_hat want at least two examples (`batch_size`), and a network.")
+    signs = torch.where(eps.roll(1, 0) < 0.0, -1.0, 1.0).to(x.dtype)
+    alpha, sigma = (torch.as_tensor(per_sample(scale(t), x)) for scale in (process.alpha, process.sigma))
+    label = torch.as_tensor(denoise.label(t), dtype=x.dtype, device=x.device)
+    return signs, slope(lambda d: denoise.raw(x + d * signs, alpha, sigma, label), x)
 
 
 @dataclass(frozen=True)
@@ -107,7 +141,10 @@ def losses(objective: Objective, denoise: Denoise, process: Process, x0: Tensor,
         UserError: if the network returned numbers that are not finite, which an objective of a clipped x0 does not see.
     """
     x = per_sample(process.alpha(t), x0) * x0 + per_sample(process.sigma(t), x0) * eps
-    return objective(require_finite(denoise(x, t), t), x0, eps, t)
+    prediction = require_finite(denoise(x, t), t)
+    if isinstance(objective, Probing):
+        return objective(prediction, x0, eps, t, *probed(denoise, process, x, eps, t))
+    return objective(prediction, x0, eps, t)
 
 
 OBJECTIVES: dict[str, Kind] = {

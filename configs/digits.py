@@ -1,6 +1,7 @@
 """scikit-learn's handwritten digits: 8x8, 17 levels.
 
-Variants: cosine, x0; sn, npr, relative, spectral (a head on the shipped weights); learned (Improved DDPM's variance).
+Variants: cosine, x0; sn, npr, relative, spectral, ocm (a head on the shipped weights, ocm's to be trained); learned
+(Improved DDPM's variance).
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def spectral_head(pretrained: str = "", basis: str = "pca") -> Callable[[ConfigD
 
 
 HEADS = {name: head(name, f"pretrained/digits_{name}.safetensors") for name in ("sn", "npr", "relative")} | {
-    "spectral": spectral_head("pretrained/digits_spectral.safetensors")
+    "ocm": head("ocm"),
+    "spectral": spectral_head("pretrained/digits_spectral.safetensors"),
 }
 
 

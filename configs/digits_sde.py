@@ -1,6 +1,6 @@
 """Digits in continuous time. Variants: vp (the default), subvp, ve, then a preset ("ve+ancestral").
 
-vp_sn, vp_npr, vp_relative and vp_spectral add a head to the shipped weights of vp.
+vp_sn, vp_npr, vp_relative, vp_spectral and vp_ocm add a head to the shipped weights of vp, the last to be trained.
 """
 
 from __future__ import annotations
@@ -65,5 +65,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.network.dropout = 0.25
     config.train.iterations = 8_000
     heads = {f"vp_{name}": _vp_head(partial(digits.head, name), name) for name in ("sn", "npr", "relative")}
-    heads |= {"vp_spectral": _vp_head(digits.spectral_head, "spectral")}
+    heads |= {
+        "vp_spectral": _vp_head(digits.spectral_head, "spectral"),
+        "vp_ocm": _vp_head(lambda _: digits.head("ocm"), ""),
+    }
     return with_preset(config, variant, {"vp": _digits_vp, "subvp": subvp, "ve": _digits_ve, **heads})

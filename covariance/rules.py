@@ -2,6 +2,7 @@
 
     sn        Var[x_0 | x_t] = (sigma_t/alpha_t)^2 (h - eps_network^2)     h ~ E[eps^2 | x_t]
     npr       Var[x_0 | x_t] = (sigma_t/alpha_t)^2 h                       h ~ E[(eps - eps_network)^2 | x_t]
+    ocm       as npr                                                       h ~ diag(I - sigma_t d eps_hat/d x_t)
     relative  Var[x_0 | x_t] = Var_t q(h), q = relative_factor             Var_t from the moment table
     learned   log covariance = f log forward_variance + (1 - f) log lambda2,   f = (h + 1)/2
 
@@ -187,6 +188,12 @@ RULES: dict[str, Kind] = {
         _modelled(_of_noise(NoiseResidual(), "npr")),
         "Var[x0|x_t] per pixel by a head that estimates E[(eps - eps_hat)^2|x_t]: NPR (Bao et al. 2022b)",
         RuleFacts(state_dependent=True, trained_with=("npr",)),
+        _FIELDS,
+    ),
+    "ocm": Kind(
+        _modelled(_of_noise(NoiseResidual(), "ocm")),
+        "npr's, by a head that estimates the diagonal of the score's Jacobian: OCM (Ou et al. 2025)",
+        RuleFacts(state_dependent=True, trained_with=("ocm",)),
         _FIELDS,
     ),
     "relative": Kind(

@@ -320,7 +320,7 @@ def test_a_state_of_other_moments_is_refused(tmp_path):
         ({"network__head": "none"}, r"'npr' trains a head; set config\.network\.head to simple or complex"),
         (
             {"objective": "eps"},
-            r"'eps' does not train a head, but .*head = 'simple'.*\(sn, npr, relative, spectral_head\)",
+            r"'eps' does not train a head, but .*head = 'simple'.*\(sn, npr, ocm, relative, spectral_head\)",
         ),
         ({"objective": "hybrid", "network__head": "none"}, r"set config\.network\.learned_variance = True"),
         ({"train__times": "loss_aware"}, r"'loss_aware' goes with .*\(vlb\), not with 'npr'"),

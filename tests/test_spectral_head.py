@@ -345,7 +345,7 @@ def test_another_trunk_or_process_is_refused(trained: Path) -> None:
     ("objective", "head", "told"),
     [
         ("spectral_head", "simple", r"'spectral_head' trains a head about the coordinates of a basis, .*'simple' is "
-         r"about pixels; set the head to coordinates, or the objective to one of sn, npr, relative"),
+         r"about pixels; set the head to coordinates, or the objective to one of sn, npr, ocm, relative"),
         ("npr", "coordinates", r"'npr' trains a head about pixels, .*'coordinates' is about the coordinates of a "
          r"basis; set the head to simple or complex, or the objective to one of spectral_head"),
     ],
