@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from adpm.basis import Basis
 from adpm.coordinates import Axes, Spectrum
-from adpm.denoiser import Prediction
+from adpm.denoiser import Denoise, Prediction
 from adpm.errors import UserError, lookup
 from adpm.families import Field, Kind
 from adpm.gaussian import ZERO, Covariance, Diagonal, InBasis, Number
@@ -220,6 +221,7 @@ class RuleFacts:
         per_axis: whether a step has a variance along every axis, though states do not differ.
         only_eta: the one eta that it is defined for; None: any.
         trained_with: objectives whose second output it can read; none: it reads none.
+        around: (denoiser, process, basis) -> the denoiser whose second output it reads, where that is not trained.
     """
 
     state_dependent: bool = False
@@ -228,6 +230,7 @@ class RuleFacts:
     per_axis: bool = False
     only_eta: float | None = None
     trained_with: tuple[str, ...] = ()
+    around: Callable[[Denoise, Process, Basis], Denoise] | None = None
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ from adpm.variance import (
 from covariance.interpolation import log_bounds
 from covariance.relative import relative_factor
 from covariance.second_output import second_output
+from covariance.slopes import OneProduct, Sloped
 
 
 class HeadRule(Rule):
@@ -206,6 +207,13 @@ RULES: dict[str, Kind] = {
         lambda needs: SpectralHead(needs.scale, needs.process),
         "ours: spectral's variances times a trained factor per coordinate",
         RuleFacts(state_dependent=True, trained_with=("spectral_head",)),
+    ),
+    "one_jvp": Kind(
+        lambda needs, width=8: OneProduct(needs.scale, needs.process, width),
+        "by one Jacobian-vector product a step, in a basis: after Schioppa & Salimans 2026; three calls a step",
+        RuleFacts(state_dependent=True, statistics="coordinates", around=Sloped),
+        {"width": Field(8, "neighbouring coordinates on either side that are averaged; 0 = none", low=0)},
+        reads=("moments.statistics=coordinates",),
     ),
     "learned": Kind(
         lambda needs: Learned(needs.first_variance()),

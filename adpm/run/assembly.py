@@ -185,9 +185,13 @@ class Session(Problem):
 
     @cached_property
     def model(self) -> Loaded:
-        """The denoiser that the config names, with its trained head if the variance rule reads it."""
-        if not self.rule_facts.state_dependent:
+        """The denoiser that the config names, with its trained head, or what stands for it, if the rule reads it."""
+        facts = self.rule_facts
+        if not facts.state_dependent:
             return self.trunk
+        if facts.around is not None:
+            scale = self.known("coordinates").scale(self.process)
+            return replace(self.trunk, denoise=facts.around(self.trunk.denoise, self.process, scale.basis), scale=scale)
         model = heads.with_head(self.place, self.trunk)
         self._check_method()  # the head may have come about after this session
         return model
