@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ from adpm.noise import KeyedNoise
 from adpm.objective import ObjectiveNeeds
 from adpm.process import Array, Process
 from adpm.run.store import differences
-from adpm.run.times import TIMES
+from adpm.run.times import TIMES, TimeSampler
 from adpm.run.training import SCHEDULES, stratified
 from adpm.scale import Scale
 from adpm.whole import write_whole
 from covariance.objective import OBJECTIVES
 
 Head = Callable[[Tensor, Tensor], Tensor]
+Batch = tuple[Tensor, Tensor, Tensor, Array, Prediction]
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,12 @@ class World:
 
     def predict(self, head: Head, x: Tensor, t: Array) -> Prediction:
         """The exact prediction with the head's output beside it."""
-        exact, label = self.exact(x, t), torch.as_tensor(self.process.log_snr(t), dtype=torch.float32)
-        return Prediction(exact.x0, exact.eps, exact.eps_network, head(x.float(), label.expand(len(x))).to(x.dtype))
+        return self.headed(self.exact(x, t), head, x, t)
+
+    def headed(self, exact: Prediction, head: Head, x: Tensor, t: Array) -> Prediction:
+        """`predict`, where the exact prediction is at hand."""
+        label = torch.as_tensor(self.process.log_snr(t), dtype=torch.float32)
+        return replace(exact, head=head(x.float(), label.expand(len(x))).to(x.dtype))
 
 
 def world_of(
@@ -124,7 +129,8 @@ class HeadNetwork(nn.Module):
 class Training:
     """How heads are trained; `minutes` are of one core's time, `iterations` = 0 is as many as fit.
 
-    `options` are the objective's own.
+    `options` are the objective's own; `pool` batches come again and again, 0: each is drawn once, which in a world of
+    many components costs more than the network.
     """
 
     minutes: float
@@ -139,6 +145,7 @@ class Training:
     warmup: int = 200
     grad_clip: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    pool: int = 0
 
 
 def train(world: World, name: str, options: Training) -> tuple[nn.Module, int]:
@@ -150,12 +157,16 @@ def train(world: World, name: str, options: Training) -> tuple[nn.Module, int]:
     needs = ObjectiveNeeds(world.process, Levels(0, -1.0, 1.0), lambda: world.average, world.known_scale)
     objective = OBJECTIVES[name].build(needs, **options.options)
     times, begun = TIMES[options.times].build(world.process), time.process_time()
+    kept: dict[int, Batch] = {}
     for i in itertools.count():
         done = max(spent(begun) / options.minutes, i / options.iterations if options.iterations else 0.0)
         if done >= 1.0:
             return average.module, i
-        x, x0, eps, t = batch(world, times.draw(stratified(options.seed, i, options.batch_size))[0], options.seed, i)
-        loss = objective(world.predict(network, x, t), x0, eps, t).mean()
+        number = i % options.pool if options.pool else i
+        x, x0, eps, t, exact = kept.get(number) or drawn(world, times, options, number)
+        if options.pool:
+            kept[number] = x, x0, eps, t, exact
+        loss = objective(world.headed(exact, network, x, t), x0, eps, t).mean()
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * min(1.0, (i + 1) / options.warmup) * SCHEDULES["cosine"].build()(done)
         optimizer.zero_grad(set_to_none=True)
@@ -169,6 +180,13 @@ def train(world: World, name: str, options: Training) -> tuple[nn.Module, int]:
 def spent(begun: float) -> float:
     """Minutes of this process since `begun`, which other processes do not lengthen."""
     return (time.process_time() - begun) / 60
+
+
+def drawn(world: World, times: TimeSampler, options: Training, number: int) -> Batch:
+    """A batch of training, with the exact prediction at its states."""
+    t = times.draw(stratified(options.seed, number, options.batch_size))[0]
+    x, x0, eps, t = batch(world, t, options.seed, number)
+    return x, x0, eps, t, world.exact(x, t)
 
 
 def batch(world: World, t: Array, seed: int, iteration: int) -> tuple[Tensor, Tensor, Tensor, Array]:

@@ -9,10 +9,11 @@ over states of the mixture; without `per state` M is the mean over states. A spe
 
     1/(2 d log 2) E sum_f [ log1p(D w_f) + D (C_ff - w_f) / (1 + D w_f) ],    D = gamma_s - gamma_t.
 
-The head is a perceptron of (x_t, log-SNR) beside the exact mean, trained by objective `spectral_head` on fresh draws,
-in the cosine basis and scaled by moments measured in it. It is trained in the world of seed 0, and kept in `workdir`.
+The head is a perceptron of (x_t, log-SNR) beside the exact mean, trained by objective `spectral_head` on a pool of
+draws, in the cosine basis and scaled by moments measured in it. It is trained in the world of seed 0, and kept in
+`workdir`.
 
-    python -m benchmarks.patch_states [--minutes=18] [--iterations=0] [--bound-step=2] [--workdir=runs/patch_states]
+    python -m benchmarks.patch_states [--minutes=7] [--iterations=0] [--bound-step=4] [--workdir=runs/patch_states]
 """
 
 from __future__ import annotations
@@ -146,9 +147,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--states", type=int, default=1000, help="per time and world")
     parser.add_argument("--seeds", type=int, default=3, help="worlds")
     parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 10, 25])
-    parser.add_argument("--minutes", type=float, default=18.0, help="of one core's time, to train the head")
+    parser.add_argument("--minutes", type=float, default=7.0, help="of one core's time, to train the head")
     parser.add_argument("--iterations", type=int, default=0, help="stop after so many; 0 = when the minutes are over")
-    parser.add_argument("--bound-step", type=float, default=2.0, help="of the objective, in log-SNR; 0: long steps")
+    parser.add_argument("--bound-step", type=float, default=4.0, help="of the objective, in log-SNR; 0: long steps")
+    parser.add_argument(
+        "--pool", type=int, default=1500, help="batches, which come again and again; 0: always new ones"
+    )
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--blocks", type=int, default=2, help="before the last one")
     parser.add_argument("--batch", type=int, default=256)
@@ -172,6 +176,7 @@ def main() -> None:
     options = Training(
         args.minutes, args.iterations, args.batch, args.rate, "log_snr", 0.999, args.width, args.blocks, 0,
         options={"bound_step": args.bound_step},
+        pool=args.pool,
     )  # fmt: skip
     head, header = trained(world, "spectral_head", options, args.workdir)
     print("\n" + ", ".join(f"{key} {value}" for key, value in header.items()), flush=True)

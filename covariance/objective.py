@@ -87,7 +87,7 @@ def _relative(needs: ObjectiveNeeds) -> Objective:
     return relative(needs.variance())
 
 
-def _spectral_head(needs: ObjectiveNeeds, bound_step: float = 2.0) -> Objective:
+def _spectral_head(needs: ObjectiveNeeds, bound_step: float = 4.0) -> Objective:
     return spectral_head(needs.scale(), needs.process, bound_step)
 
 
@@ -117,7 +117,7 @@ OBJECTIVES: dict[str, Kind] = {
         ObjectiveFacts(FrozenTrunk, statistics="coordinates"),
         {
             "bound_step": Field(
-                2.0, "length in log-SNR of the steps whose bound it is; 0 = the limit of long ones", low=0
+                4.0, "length in log-SNR of the steps whose bound it is; 0 = the limit of long ones", low=0
             ),
             **_HEAD,
         },

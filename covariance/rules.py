@@ -209,10 +209,10 @@ RULES: dict[str, Kind] = {
         RuleFacts(state_dependent=True, trained_with=("spectral_head",)),
     ),
     "one_jvp": Kind(
-        lambda needs, width=8: OneProduct(needs.scale, needs.process, width),
+        lambda needs, neighbours=8: OneProduct(needs.scale, needs.process, neighbours),
         "by one Jacobian-vector product a step, in a basis: after Schioppa & Salimans 2026; three calls a step",
         RuleFacts(state_dependent=True, statistics="coordinates", around=Sloped),
-        {"width": Field(8, "neighbouring coordinates on either side that are averaged; 0 = none", low=0)},
+        {"neighbours": Field(8, "coordinates on either side that are averaged; 0 = none", low=0)},
         reads=("moments.statistics=coordinates",),
     ),
     "learned": Kind(

@@ -105,12 +105,12 @@ class OneProduct(PosteriorRule):
     Attributes:
         scale: gives r_f and the basis; asked for at the first step.
         process: whose times they are.
-        width: neighbours on either side, in the order of the data's variance; 0: none.
+        neighbours: on either side, in the order of the data's variance; 0: none.
     """
 
     scale: Callable[[], Scale]
     process: Process
-    width: int = 8
+    neighbours: int = 8
 
     @property
     def state_dependent(self) -> bool:
@@ -126,9 +126,14 @@ class OneProduct(PosteriorRule):
 
     def _smooth(self, ratio: Tensor) -> Tensor:
         """Means over neighbours, fewer at the ends."""
-        if not self.width:
+        if not self.neighbours:
             return ratio
-        window = {"kernel_size": 2 * self.width + 1, "stride": 1, "padding": self.width, "count_include_pad": False}
+        window = {
+            "kernel_size": 2 * self.neighbours + 1,
+            "stride": 1,
+            "padding": self.neighbours,
+            "count_include_pad": False,
+        }
         return torch.nn.functional.avg_pool1d(ratio[:, None], **window)[:, 0]  # type: ignore[arg-type]
 
     @cached_property

@@ -91,5 +91,5 @@ def test_samples_say_how_many_calls_they_took(
     few = ["rule.name=one_jvp", "moments.basis=pca", "moments.draws=16", "moments.times=8", "trajectory.steps=4"]
     assert go(tmp_path, "toy", "sample", *few, "sampling.samples=6", "sampling.batch_size=4") == 0
     protocol = json.loads(the_file(tmp_path, "samples/*/protocol.json").read_text())
-    assert protocol["own"]["rule.width"] == 8
+    assert protocol["own"]["rule.neighbours"] == 8
     assert "12 network calls" in capsys.readouterr().out
