@@ -13,6 +13,8 @@ The head is a perceptron of (x_t, log-SNR) beside the exact mean, trained by obj
 draws, in the cosine basis and scaled by moments measured in it. It is trained in the world of seed 0, and kept in
 `workdir`.
 
+`--digits` shows the same table in the world of benchmarks/estimators.py, in its principal axes.
+
     python -m benchmarks.patch_states [--minutes=7] [--iterations=0] [--bound-step=4] [--workdir=runs/patch_states]
 """
 
@@ -37,6 +39,7 @@ from adpm.noise import KeyedNoise
 from adpm.planning import planner
 from adpm.process import Array, DiscreteProcess
 from adpm.shortest_path import edge_table
+from benchmarks.estimators import digits_world
 from benchmarks.head_training import Head, Training, World, trained, world_of
 from benchmarks.patch_world import DEFAULTS, RIDGE, SIDE, even_process, grey_patches
 from benchmarks.protocol import describe
@@ -68,29 +71,45 @@ def states(mixture: Mixture, process: DiscreteProcess, k: int, n: int, seed: int
     return float(process.alpha(t)) * mixture.sample(n, ((seed + 1) << 32) - k) + float(process.sigma(t)) * eps
 
 
-def kinds(c: Tensor) -> dict[str, Array]:
-    """Variances [n, F] of each kind of covariance that knows the state, of C [n, d, d]."""
+def cosine_axes() -> Tensor:
+    """The axes of the cosine transform of a patch, in rows."""
     cosines = dct(np.eye(SIDE), axis=0, norm="ortho")
-    q = torch.from_numpy(np.kron(cosines, cosines))
-    scalar = c.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    return torch.from_numpy(np.kron(cosines, cosines))
+
+
+def principal_axes(mixture: Mixture) -> Tensor:
+    """The eigenvectors of a mixture's covariance, in rows."""
+    assert mixture.basis is not None
+    within = (mixture.basis * mixture.spectrum[:, None]) @ mixture.basis.mT
+    off = mixture.means - mixture.mean()
+    scatter = within + off[:, :, None] * off[:, None]
+    return torch.linalg.eigh((mixture.weights[:, None, None] * scatter).sum(0)).eigenvectors.mT
+
+
+def kinds(c: Tensor, name: str, q: Tensor) -> dict[str, Array]:
+    """Variances [n, F] of each kind of covariance that knows the state, of C [n, d, d]; a basis and its name."""
     found = {
-        "scalar per state": scalar,
-        "pixel per state": c.diagonal(dim1=1, dim2=2),
-        "DCT per state": (q @ c @ q.mT).diagonal(dim1=1, dim2=2),
-        "full per state": torch.linalg.eigvalsh(c),
+        "scalar": c.diagonal(dim1=1, dim2=2).mean(1, keepdim=True),
+        "pixel": c.diagonal(dim1=1, dim2=2),
+        name: (q @ c @ q.mT).diagonal(dim1=1, dim2=2),
+        "full": torch.linalg.eigvalsh(c),
     }
-    return {name: values.numpy() for name, values in found.items()}
+    return {f"{name} per state": values.numpy() for name, values in found.items()}
 
 
-def exact_curves(mixture: Mixture, process: DiscreteProcess, n: int, seed: int) -> dict[str, Curve]:
-    """The exact covariances at n states of each time, and what their means over states are."""
+def exact_curves(
+    mixture: Mixture, process: DiscreteProcess, n: int, seed: int, basis: str = "DCT", q: Tensor | None = None
+) -> dict[str, Curve]:
+    """The exact covariances at n states of each time, and what their means over states are; cosines unless given."""
+    axes = cosine_axes() if q is None else q
     rows: dict[str, list[Array]] = {}
     for k, t in enumerate(process.times[1:], 1):
         x, scales = states(mixture, process, k, n, seed), (float(process.alpha(t)), float(process.sigma(t)))
-        for name, values in kinds(torch.cat([covariances(mixture, part, *scales) for part in x.split(50)])).items():
+        c = torch.cat([covariances(mixture, part, *scales) for part in x.split(50)])
+        for name, values in kinds(c, basis, axes).items():
             rows.setdefault(name, []).append(values)
     each = {name: np.stack(values) for name, values in rows.items()}
-    means = {name: each[f"{name} per state"].mean(1, keepdims=True) for name in ("scalar", "DCT")}
+    means = {name: each[f"{name} per state"].mean(1, keepdims=True) for name in ("scalar", "pixel", basis)}
     return {name: (values, values) for name, values in (means | each).items()}
 
 
@@ -144,6 +163,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="covariances that know the state, in worlds of natural patches")
     for name in ("patches", "components", "times"):
         parser.add_argument(f"--{name}", type=int, default=DEFAULTS[name])
+    parser.add_argument("--digits", action="store_true", help="a Gaussian for each class of digits instead; no head")
     parser.add_argument("--states", type=int, default=1000, help="per time and world")
     parser.add_argument("--seeds", type=int, default=3, help="worlds")
     parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 10, 25])
@@ -166,6 +186,11 @@ def main() -> None:
     torch.set_num_threads(1)
     process = even_process(args.times)
     describe("Covariances that know the state, in worlds of natural patches")
+    if args.digits:
+        data = digits_world()
+        exact = exact_curves(data, process, args.states, 0, "PCA", principal_axes(data))
+        print(f"Digits, a Gaussian for each class; {args.times} times, {args.states} states a time.\n")
+        return report({name: [bits(process, curve, args.steps)] for name, curve in exact.items()}, args.steps)
     print(f"{args.patches} patches, {args.components} components, {args.times} times, {args.states} states a time.")
     mixtures = [mixture_of(args.patches, args.components, seed) for seed in range(args.seeds)]
     curves = [exact_curves(mixture, process, args.states, seed) for seed, mixture in enumerate(mixtures)]
@@ -180,8 +205,7 @@ def main() -> None:
     )  # fmt: skip
     head, header = trained(world, "spectral_head", options, args.workdir)
     print("\n" + ", ".join(f"{key} {value}" for key, value in header.items()), flush=True)
-    exact = curves[0]["DCT per state"][0]
-    own = {HEAD: [bits(process, head_curve(world, head, exact, 0), args.steps)]}
+    own = {HEAD: [bits(process, head_curve(world, head, curves[0]["DCT per state"][0], 0), args.steps)]}
     print("\nIn the world of seed 0:\n")
     report({name: rows[:1] for name, rows in told.items()} | own, args.steps)
     gap = own[HEAD][0] - told["DCT per state"][0]
