@@ -26,13 +26,14 @@
     tau             from eta               SA-Solver's noise; exp(-2 tau^2 h) = 1 - eta^2 (1 - gamma_t/gamma_s)
     l, s, b         linear, scale, bias    of EMS, DPM-Solver-v3's statistics per pixel
 
-Imports run down this list: errors, families, reading, whole, provenance, pickles, progress, process, kernel, noise,
-parametrisation, denoiser, classes, guidance, ideal, derivative, draws, gaussian_score, mixture_fit, moments, ms_eps,
-basis, transforms, bases, shrinkage, scale, coordinates, coordinate_draws, gaussian, variance, shortest_path, costs,
-planning, published_split, shortened, solver, exponential, multistep, published_multistep, start, sampler, reference,
-fitting, fitted, trajectory, ems, ems_integrals, dpm_solver_v3, neighbours, likelihood, cost_table, objective, members,
-ems_measure, drawing, bound, paths, jump, explained, plots, conventions, measured, subject, model, diffusers, nn,
-formats, run. `sde` and `covariance` import this package and not each other.
+Imports run down this list: errors, families, reading, ranks, whole, provenance, pickles, progress, moving, process,
+kernel, noise, parametrisation, denoiser, classes, guidance, ideal, derivative, draws, gaussian_score, mixture_fit,
+moments, target, ms_eps, basis, transforms, bases, shrinkage, scale, coordinates, coordinate_draws, gaussian, variance,
+shortest_path, prices, costs, planning, published_split, shortened, solver, exponential, multistep,
+published_multistep, start, sampler, reference, fitting, fitted, trajectory, ems, ems_integrals, dpm_solver_v3,
+neighbours, likelihood, cost_table, objective, members, ems_measure, drawing, bound, paths, jump, explained, plots,
+conventions, measured, subject, model, diffusers, nn, formats, run. `sde` and `covariance` import this package and not
+each other.
 """
 
 from __future__ import annotations

@@ -19,17 +19,26 @@ noise breaks this locally, so `kl` plans on the weighted monotone projection of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import isotonic_regression
 
 from adpm.errors import UserError
 from adpm.families import Field, Kind
 from adpm.kernel import Kernel, reverse_kernel, step_nats
+from adpm.prices import Price, axes_price, grouped, kl_price, monge_bound, positive, project_variance, projected
 from adpm.process import Array, Process
-from adpm.shortest_path import IntArray, edge_table, path_cost
+from adpm.shortest_path import (
+    MOST_DENSE,
+    Edges,
+    IntArray,
+    edge_table,
+    monge_violation,
+    priced_edges,
+    require_room,
+    table_edges,
+)
 
 
 @dataclass(frozen=True)
@@ -37,53 +46,25 @@ class Costs:
     """Edge costs to plan on, and the costs by which a path is then judged.
 
     Attributes:
-        table: F [N+1, N+1], F[s, t] for s < t, +inf elsewhere.
+        edges: the costs.
         raw: cost of a path, with no projection.
+        monge: gives the worst violation of the Monge condition, or a bound on it that is above 0 only where it is
+            violated, and the largest cost of an edge that does not begin at 0.
     """
 
-    table: Array
+    edges: Edges
     raw: Callable[[IntArray], float]
+    monge: Callable[[], tuple[float, float]]
+
+    @property
+    def table(self) -> Array:
+        """F [N+1, N+1], F[s, t] for s < t, +inf elsewhere."""
+        return self.edges.table()
 
 
 def kl(process: Process, variance: Array, s: IntArray, t: IntArray) -> Array:
     """1/2 log1p((gamma_s - gamma_t) Var_t) for indices 1 <= s < t that broadcast, in nats per dimension."""
-    log_snr_s, log_snr_t = process.log_snr(process.times[s]), process.log_snr(process.times[t])
-    return _kl(log_snr_s, log_snr_t, variance[t])
-
-
-def _kl(log_snr_s: Array, log_snr_t: Array, variance_t: Array) -> Array:
-    snr_drop = -np.exp(log_snr_s) * np.expm1(log_snr_t - log_snr_s)
-    return 0.5 * np.log1p(snr_drop * variance_t)
-
-
-def project_variance(process: Process, variance: ArrayLike, variance_se: ArrayLike | None = None) -> Array:
-    """Var [N+1] whose kappa_t = 1/Var_t - gamma_t never falls as the SNR rises and never lies below 0.
-
-    Isotonic regression of kappa over t = 1..N with weights 1/se(kappa)^2, se(kappa) = se(Var)/Var^2; without standard
-    errors every Var_t counts as known to the same relative error. Entry 0 is 0.
-
-    Raises:
-        UserError: if a variance or a standard error is not a positive number.
-    """
-    values = _positive(process, variance, "variance")
-    errors = values if variance_se is None else _positive(process, variance_se, "variance_se")
-    snr = np.exp(process.log_snr(process.times[1:]))
-    kappa = 1.0 / values[1:] - snr
-    weights = (values[1:] ** 2 / errors[1:]) ** 2
-    monotone = isotonic_regression(kappa, weights=weights / weights.max(), increasing=False).x
-    return np.concatenate([[0.0], 1.0 / (np.maximum(monotone, 0.0) + snr)])
-
-
-def _positive(process: Process, values: ArrayLike, name: str) -> Array:
-    """`values` as float64 [N+1], refused unless the entries 1..N are positive numbers."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape != (process.steps + 1,):
-        raise UserError(f"`{name}` must hold N + 1 = {process.steps + 1} numbers (entry 0 unused), got {array.shape}.")
-    bad = np.flatnonzero(~((array[1:] > 0) & np.isfinite(array[1:])))
-    if bad.size:
-        t = int(bad[0]) + 1
-        raise UserError(f"`{name}`[{t}] = {array[t]:.6g} must be a positive number; estimate it from more draws.")
-    return array
+    return kl_price(process, variance)(s, t)
 
 
 def first_edges(process: Process, data_term: ArrayLike | None) -> Array:
@@ -121,17 +102,22 @@ def kl_costs(
         data_term: [N+1], F[0, t] in nats per dimension; None: every path goes through index 1.
         project: False plans on the variance as given.
     """
-    raw = _positive(process, variance, "variance")
+    raw = positive(process, variance, "variance")
     used = project_variance(process, raw, variance_se) if project else raw
-    first = first_edges(process, data_term)
-    log_snr = np.concatenate([[np.inf], process.log_snr(process.times[1:])])
-    table = edge_table(process.steps, lambda t: _kl(log_snr[1:t], log_snr[t], used[t]))
-    table[0] = first
+    first, price = first_edges(process, data_term), kl_price(process, used)
 
     def judged(path: IntArray) -> float:
         return float(first[path[1]] + kl(process, raw, path[1:-1], path[2:]).sum())
 
-    return Costs(table, judged)
+    def monge() -> tuple[float, float]:
+        return monge_bound(process, used), _largest(process, price)
+
+    return Costs(priced_edges(process.steps, first, price), judged, monge)
+
+
+def _largest(process: Process, price: Price) -> float:
+    """The largest of costs that fall as s rises."""
+    return float(price(np.array(1), np.arange(2, process.steps + 1)).max(initial=0.0))
 
 
 def bound_costs(
@@ -151,10 +137,12 @@ def bound_costs(
         data_term: [N+1], F[0, t] in nats per dimension; None: every path goes through index 1.
 
     Raises:
-        UserError: at eta = 0, or if the rule gives a variance that is not positive.
+        UserError: at eta = 0, if the rule gives a variance that is not positive, or if there are too many times.
     """
     _finite_bound(eta)
-    values, times = _positive(process, variance, "variance"), process.times
+    values, times = positive(process, variance, "variance"), process.times
+
+    require_room(process.steps)
 
     def column(t: int) -> Array:
         kernel = reverse_kernel(process, times[t], times[1:t], eta)
@@ -171,7 +159,12 @@ def bound_costs(
 
 
 def axes_costs(
-    process: Process, residual: ArrayLike, eta: float = 1.0, data_term: ArrayLike | None = None, groups: int = 256
+    process: Process,
+    residual: ArrayLike,
+    eta: float = 1.0,
+    data_term: ArrayLike | None = None,
+    groups: int = 256,
+    project: bool | None = None,
 ) -> Costs:
     """Costs of the covariance lambda2 + gain^2 r_f along the axes of a basis.
 
@@ -182,6 +175,7 @@ def axes_costs(
         data_term: [N+1], F[0, t] in nats per dimension; None: every path goes through index 1.
         groups: axes of nearly equal r_f are priced together by their mean where there are more; what that leaves out
             is of second order in the width of a group.
+        project: plan on the monotone projection of each group; None: only where N is too large for the dense search.
 
     Raises:
         UserError: at eta = 0, or if some r_f is not positive.
@@ -190,16 +184,18 @@ def axes_costs(
     values = np.asarray(residual, dtype=np.float64)
     if values.shape[:1] != (process.steps + 1,) or not (values[1:] > 0.0).all():
         raise UserError(f"`residual` must hold N + 1 = {process.steps + 1} rows of positive numbers, entry 0 unused.")
-    parts = np.array_split(np.sort(values, axis=1), min(groups, values.shape[1]), axis=1)
-    means, share = np.stack([part.mean(1) for part in parts], 1), np.array([part.shape[1] for part in parts])
-
-    def column(t: int) -> Array:
-        kernel = reverse_kernel(process, process.times[t], process.times[1:t], eta)
-        return 0.5 * np.log1p((kernel.gain**2 / kernel.lambda2)[:, None] * means[t]) @ (share / share.sum())
-
-    table = edge_table(process.steps, column)
-    table[0] = first_edges(process, data_term)
-    return measured_costs(table)
+    measured, share = grouped(values, groups)
+    first, used = first_edges(process, data_term), measured
+    if project or (project is None and process.steps > MOST_DENSE):
+        used = np.stack([projected(process, column, column) for column in measured.T], axis=1)
+    price, judge = (axes_price(process, means, share, eta) for means in (used, measured))
+    edges = priced_edges(process.steps, first, price)
+    costs = _as_they_are(edges)
+    if used is not measured:
+        costs = replace(costs, raw=replace(edges, pairs=judge).cost)
+    if eta == 1.0 and not edges.tabled:
+        costs = replace(costs, monge=lambda: (monge_bound(process, used), _largest(process, price)))
+    return costs
 
 
 def _finite_bound(eta: float) -> None:
@@ -211,9 +207,25 @@ def _finite_bound(eta: float) -> None:
 
 
 def measured_costs(table: ArrayLike) -> Costs:
-    """Costs F [N+1, N+1] measured edge by edge, data term included; the table is planned on as it is."""
-    costs = np.asarray(table, dtype=np.float64)
-    return Costs(costs, lambda path: path_cost(costs, path))
+    """Costs F [N+1, N+1] measured edge by edge, data term included; the table is planned on as it is.
+
+    Raises:
+        UserError: if it is no table of edge costs.
+    """
+    return _as_they_are(table_edges(table))
+
+
+def _as_they_are(edges: Edges) -> Costs:
+    """Costs that are planned on without a projection; whether they are Monge is seen from the table of them all."""
+
+    def monge() -> tuple[float, float]:
+        if not edges.tabled:
+            return np.inf, np.inf
+        costs = edges.table()
+        inner = costs[1:]
+        return monge_violation(costs), float(np.abs(inner).max(where=np.isfinite(inner), initial=0.0))
+
+    return Costs(edges, edges.cost, monge)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from adpm.errors import UserError
 from adpm.families import Field, Kind, built
+from adpm.moving import moved
 from adpm.parametrisation import PREDICTIONS, Interpretation, eps_from_x0, require_alpha, x0_from_eps
 from adpm.process import Array, Process
 
@@ -118,7 +118,7 @@ def per_sample(value: Array, like: Tensor) -> float | Tensor:
     """A float64 coefficient at the tensor's door: a number stays a number, [B] becomes [B, 1, ...] in x's dtype."""
     if value.ndim == 0:
         return float(value)
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 1))
+    return moved(value, like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def unclipped_x0(prediction: Prediction, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class Denoiser:
     def __call__(self, x: Tensor, t: ArrayLike) -> Prediction:
         time = np.asarray(t, dtype=np.float64)
         alpha, sigma = per_sample(self.process.alpha(time), x), per_sample(self.process.sigma(time), x)
-        out = self._output(x, torch.as_tensor(self.label(time), dtype=x.dtype, device=x.device))
+        out = self._output(x, moved(self.label(time), x.device, x.dtype))
         channels = x.shape[1]
         head = out[:, channels:] if out.shape[1] > channels else None
         x0, eps = self._interpret(x, out[:, :channels], alpha, sigma)
@@ -204,7 +204,7 @@ class Denoiser:
 
     def raw(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, label: float | Tensor) -> Tensor:
         """See `Raw`."""
-        out = self._output(x, torch.as_tensor(label, dtype=x.dtype, device=x.device))
+        out = self._output(x, moved(label, x.device, x.dtype))
         return self._interpret(x, out[:, : x.shape[1]], alpha, sigma)[1]
 
     def _output(self, x: Tensor, label: Tensor) -> Tensor:

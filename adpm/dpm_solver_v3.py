@@ -29,6 +29,7 @@ from adpm.ems_integrals import Integrals
 from adpm.errors import UserError
 from adpm.families import Field, Kind, built
 from adpm.gaussian import ZERO
+from adpm.moving import moved
 from adpm.noise import Noise
 from adpm.parametrisation import require_alpha
 from adpm.process import Array, Process
@@ -178,9 +179,9 @@ class DPMSolverV3:
         if self._correcting is None or count < 2 or not self._redoes(self._share(here.number)):
             return here
         x = self._move((past[0], here, *past[1:])[:count], here.number, self._correcting)
-        linear = torch.as_tensor(self._road.integrals.linear(here.number), device=x.device)
-        moved = linear / self._road.sigma[here.number] * (x.double() - here.x.double())
-        return replace(here, x=x, eps=(here.eps.double() + moved).to(x.dtype))
+        linear = moved(self._road.integrals.linear(here.number), x.device)
+        shift = linear / self._road.sigma[here.number] * (x.double() - here.x.double())
+        return replace(here, x=x, eps=(here.eps.double() + shift).to(x.dtype))
 
     def _share(self, number: int) -> float:
         return float(self._times[number] / self.process.times[-1])
@@ -226,7 +227,7 @@ class Move:
 
     def on(self, device: torch.device) -> Move:
         """The same on a device."""
-        return Move(self.constant.to(device), self.on_x.to(device), self.on_eps.to(device))
+        return Move(*(moved(part, device) for part in (self.constant, self.on_x, self.on_eps)))
 
     def of(self, points: Sequence[Point]) -> Tensor:
         """The new state, float64."""

@@ -25,67 +25,46 @@ STRIP_ROWS, STRIP_COLUMNS = 8, 10
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Samples.
+class Sampler:
+    """Draws the samples of a range of numbers: sample i is a function of (seed, i), whatever the batches.
 
     Attributes:
-        images: [n, ...], in the data's range, or as the caller encodes them.
-        first: of the first batch: "strip" and "deviation" [rows, columns, ...], x0 and standard deviations along the
-            path; "shown" [columns], their times; "t", "variance", "clipped" [K], of every step; "nfe".
-        seconds: that drawing took, in all batches, whenever that was.
-    """
-
-    images: NDArray[Any]
-    first: Arrays
-    seconds: float
-
-
-def draw(
-    denoise: Denoise,
-    solver: Solver,
-    process: Process,
-    times: Array,
-    shape: tuple[int, ...],
-    count: int,
-    *,
-    seed: int,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-    start: Start | None = None,
-    keep: Keep = in_memory,
-    encode: Callable[[NDArray[Any]], NDArray[Any]] = lambda images: images,
-) -> Drawn:
-    """`count` samples along a path; sample i is a function of (seed, i), whatever the batches.
-
-    Args:
         denoise, solver, process, times: the sampler and its path [K+1], increasing from 0, after a start's jump.
         shape: of a sample.
-        count: how many.
         seed: of the noise.
-        batch_size: samples per network call.
         device: where the states lie.
         start: what is made of the first noise; see `adpm.sampler.sample`.
-        keep: see `Keep`.
         encode: images as they are to be kept.
-
-    Raises:
-        UserError: if a state is not finite.
     """
 
-    def work(items: range) -> Arrays:
-        numbers = torch.arange(items.start, items.stop, device=device)
-        arrays = draw_batch(denoise, solver, process, times, numbers, shape, seed, start)
-        return {**arrays, "samples": encode(arrays["samples"])}
+    denoise: Denoise
+    solver: Solver
+    process: Process
+    times: Array
+    shape: tuple[int, ...]
+    seed: int
+    device: torch.device | str = "cpu"
+    start: Start | None = None
+    encode: Callable[[NDArray[Any]], NDArray[Any]] = lambda images: images
 
-    images, first, seconds, done = np.empty(0), Arrays(), 0.0, 0
-    for part in keep(count, batch_size, work, "sampling"):
-        batch = part.pop("samples")
-        if not done:
-            images, first = np.empty((count, *batch.shape[1:]), batch.dtype), part
-        images[done : done + len(batch)] = batch
-        done += len(batch)
-        seconds += float(part["seconds"])
-    return Drawn(images, first, seconds)
+    def __call__(self, items: range) -> Arrays:
+        """`samples` of a range; "seconds" that it took; "t", "variance", "clipped" [K], of every step; "nfe".
+
+        With sample 0 also "strip" and "deviation" [rows, columns, ...], x0 and standard deviations along the path, and
+        "shown" [columns], their times.
+
+        Raises:
+            UserError: if a state is not finite.
+        """
+        numbers = torch.arange(items.start, items.stop, device=self.device)
+        given = (self.denoise, self.solver, self.process, self.times, numbers, self.shape, self.seed, self.start)
+        arrays = draw_batch(*given)
+        return {**arrays, "samples": self.encode(arrays["samples"])}
+
+
+def draw(sampler: Sampler, count: int, batch_size: int, keep: Keep = in_memory) -> NDArray[Any]:
+    """`count` samples [count, ...], `batch_size` in a network call."""
+    return np.concatenate([part["samples"] for part in keep(count, batch_size, sampler, "sampling")])
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ from torch import Tensor
 from adpm.classes import at
 from adpm.denoiser import Denoise, Prediction, require_finite
 from adpm.errors import UserError
+from adpm.moving import moved
 from adpm.noise import KeyedNoise
 from adpm.process import Array, Process
 
@@ -161,9 +162,9 @@ class Source:
 
 
 def noisy(
-    process: Process, source: Source, t: float, draws: int, seed: int, batch_size: int
+    process: Process, source: Source, t: float, draws: int, seed: int, batch_size: int, first: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Draws of (number of the image, x_0, eps, x_t) at a time, batch by batch.
+    """The draws first..draws - 1 of (number of the image, x_0, eps, x_t) at a time, batch by batch.
 
     Draw i takes the i-th image of one permutation (again from the start when draws exceed images) and noise keyed by
     (seed, i, t), so it does not depend on the batch size or on which other times are looked at.
@@ -172,11 +173,11 @@ def noisy(
     keyed = KeyedNoise(seed, "moments")
     step = int(np.searchsorted(process.times, t))
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-    for start in range(0, draws, batch_size):
+    for start in range(first, draws, batch_size):
         number = torch.arange(start, min(start + batch_size, draws))
         image = order[number % source.size]
         x0 = source.images(image)
-        eps = keyed(number.to(x0.device), step, x0.shape[1:]).to(x0.dtype)
+        eps = keyed(moved(number, x0.device), step, x0.shape[1:]).to(x0.dtype)
         yield image, x0, eps, alpha * x0 + sigma * eps
 
 
@@ -196,11 +197,12 @@ def measure(
     seed: int,
     batch_size: int,
     watch: Callable[[float], Watcher] | None = None,
+    first: int = 0,
 ) -> Iterator[tuple[float, Draws]]:
     """Measure the moments time by time, on the draws of `noisy`; whatever `watch` gives for a time sees them, too.
 
     Yields:
-        (t, sums over `draws` draws at t).
+        (t, sums over the draws first..draws - 1 at t).
 
     Raises:
         UserError: if the network returned numbers that are not finite, or so large that their squares are not.
@@ -209,7 +211,7 @@ def measure(
     for t in times:
         total: Draws | None = None
         watcher = watch(t) if watch else None
-        for image, x0, eps, x in noisy(process, source, t, draws, seed, batch_size):
+        for image, x0, eps, x in noisy(process, source, t, draws, seed, batch_size, first):
             prediction = require_finite(at(denoise, image)(x, t), t)
             if watcher:
                 watcher.add(x0, eps, x, prediction)

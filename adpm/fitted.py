@@ -17,6 +17,7 @@ from adpm.errors import UserError
 from adpm.families import Field, Kind
 from adpm.fitting import FittedStep, Flow
 from adpm.gaussian import ZERO
+from adpm.moving import moved
 from adpm.noise import Noise
 from adpm.process import Array, Process
 from adpm.reference import Unlimited
@@ -54,7 +55,7 @@ class Fitted:
         y = basis.forward(x / float(self.process.alpha(t))).flatten(1)
         fitted = self._steps[t]
         seen = [y, d, *([] if carry is None else [carry])]
-        made = FittedStep(fitted.offset.to(y), fitted.weights.to(y))(seen)
+        made = FittedStep(moved(fitted.offset, y.device, y.dtype), moved(fitted.weights, y.device, y.dtype))(seen)
         mean = alpha_s * basis.inverse(made.reshape(x.shape))
         return Step(t, s, mean, found, mean, ZERO, d)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adpm.basis import Basis
 from adpm.errors import UserError
+from adpm.moving import moved
 from adpm.process import Array
 
 Number = float | Array | Tensor
@@ -66,7 +67,7 @@ class Covariance(ABC):
         """The inverse of `forth`."""
 
     def _per_element(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.values, dtype=x.dtype, device=x.device).expand_as(x)
+        return moved(self.values, x.device, x.dtype).expand_as(x)
 
     def draw(self, mean: Tensor, noise: Tensor) -> Tensor:
         """mean + C^(1/2) noise for standard normal noise of mean's shape.

@@ -28,6 +28,7 @@ from adpm.errors import UserError
 from adpm.families import Kind
 from adpm.gaussian import Covariance
 from adpm.kernel import reverse_kernel, step_nats
+from adpm.moving import moved
 from adpm.noise import KeyedNoise
 from adpm.process import Array, Process
 from adpm.variance import Rule
@@ -71,7 +72,7 @@ def decoder_nats(x0: Tensor, mean: Tensor, variance: float, levels: Levels) -> T
     """-log p(x_0 | mean) per example for one variance, nats, [B]; see `pixel_nats`."""
     if not variance > 0.0:
         raise UserError(f"the decoder variance must be positive, got {variance}.")
-    return pixel_nats(x0, mean, torch.as_tensor(variance, dtype=x0.dtype, device=x0.device), levels).flatten(1).sum(1)
+    return pixel_nats(x0, mean, moved(variance, x0.device, x0.dtype), levels).flatten(1).sum(1)
 
 
 def pixel_nats(x0: Tensor, mean: Tensor, variance: Tensor, levels: Levels) -> Tensor:

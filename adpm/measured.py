@@ -13,7 +13,7 @@ from torch import Tensor
 from adpm.coordinate_draws import Bases, Watch, spectrum_of
 from adpm.coordinates import Spectrum
 from adpm.denoiser import Denoise
-from adpm.draws import Estimate, Source, measure
+from adpm.draws import Draws, Estimate, Source, measure
 from adpm.ems import EMS
 from adpm.errors import UserError
 from adpm.fitting import Flow
@@ -23,6 +23,7 @@ from adpm.paths import Path
 from adpm.process import Array, Process
 from adpm.progress import Arrays, Keep
 from adpm.start import Start
+from adpm.target import times_between, until
 
 
 @dataclass(frozen=True)
@@ -87,21 +88,41 @@ def measured_moments(
     keep: Keep,
     provenance: Mapping[str, Any] | None,
     bases: Bases | None = None,
+    target_error: float = 0.0,
 ) -> Moments:
-    """Moments at these times, each measured with `draws` draws, also along these bases; see `adpm.draws.measure`."""
+    """Moments at these times, each measured with `draws` draws, also along these bases; see `adpm.draws.measure`.
+
+    With a target draws and times grow until the error is below it; see adpm/target.py.
+    """
+    if bases and target_error:
+        raise UserError("`target_error` is of Var_t alone: measure moments per coordinate without it.")
+    shape, about = tuple(source.mean.shape), dict(provenance or {})
+    asked, known = list(times.tolist()), dict[float, Arrays]()
 
     def work(items: range) -> Arrays:
-        (t,) = times[items.start : items.stop].tolist()
-        watcher = Watch(bases, process, source, t, draws) if bases else None
-        watch = (lambda _: watcher) if watcher else None
-        ((_, row),) = measure(denoise, process, source, [t], draws, seed, batch_size, watch)
-        return {**stacked([row]), **(watcher.arrays() if watcher else {})}
+        (t,) = asked[items.start : items.stop]
+        if t not in known:
+            watcher = Watch(bases, process, source, t, draws) if bases else None
+            watch = (lambda _: watcher) if watcher else None
 
-    parts = list(keep(len(times), 1, work, "moments"))
-    rows = [row for part in parts for row in unstacked(part)]
-    shape, about = tuple(source.mean.shape), dict(provenance or {})
+            def measured(numbers: range) -> Draws:
+                options = (seed, batch_size, watch, numbers.start)
+                return next(measure(denoise, process, source, [t], numbers.stop, *options))[1]
+
+            row = until(measured, draws, target_error)
+            known[t] = {**stacked([row]), **(watcher.arrays() if watcher else {})}
+        return known[t]
+
+    while True:
+        known.update(zip(asked, parts := list(keep(len(asked), 1, work, "moments")), strict=True))
+        rows = {t: row for t, part in zip(asked, parts, strict=True) for row in unstacked(part)}
+        table = MomentTable(np.array(sorted(rows)), tuple(rows[t] for t in sorted(rows)), source.variance, about, shape)
+        more = times_between(table, process, target_error).tolist() if target_error else []
+        if not more:
+            break
+        asked += more
     spectrum = spectrum_of(parts, times, process, bases, draws, shape, about) if bases else None
-    return Moments(MomentTable(times, tuple(rows), source.variance, about, shape), process, spectrum)
+    return Moments(table, process, spectrum)
 
 
 @dataclass(frozen=True)

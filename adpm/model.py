@@ -23,7 +23,7 @@ from adpm.bound import Bound, Terms, bound_of
 from adpm.classes import renumbered
 from adpm.conventions import settings_of
 from adpm.denoiser import Denoise, Denoiser, TimeLabel
-from adpm.drawing import draw
+from adpm.drawing import Sampler, draw
 from adpm.draws import Source
 from adpm.ems import EMS
 from adpm.ems_measure import image_of, keyed_draws, measure_ems
@@ -114,6 +114,7 @@ class Model(Subject):
         keep: Keep = in_memory,
         provenance: Mapping[str, Any] | None = None,
         basis: str | Basis | Mapping[str, Basis] = "",
+        target_error: float = 0.0,
         **options: Any,
     ) -> Moments:
         """Var[x_0 | x_t] with error bars, from draws of (image, noise) at times even in log-SNR.
@@ -122,12 +123,10 @@ class Model(Subject):
             images: [n, ...] in the network's range; the model's own training images unless given.
             draws: per time.
             times: how many reference times; 0 = all.
-            seed: of images and noise.
-            batch_size: draws per network call.
-            keep: see `Keep`.
-            provenance: what the numbers depend on, for the file.
-            basis: measures per coordinate, too: a basis or its name, "auto" for the best of all, or several by name;
-                "": no.
+            seed, batch_size: of images and noise; draws per network call.
+            keep, provenance: see `Keep`; what the numbers depend on, for the file.
+            basis: measures per coordinate, too: a basis or its name, "auto" for the best of all, or several by name.
+            target_error: relative standard error of Var_t that draws and times grow to; 0: no. See adpm/target.py.
             options: of a named basis.
         """
         wanted, source = spread_times(self.process, times), self.source_of(images)
@@ -135,7 +134,8 @@ class Model(Subject):
             raise UserError(f"`measure` has no option `{min(options)}` without a basis.")
         bases = self.bases(basis, source, **options) if basis else None
         settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "keep": keep, "provenance": provenance}
-        return measured_moments(self.denoise, self.process, source, wanted, draws, bases=bases, **settings)
+        settings |= {"bases": bases, "target_error": target_error}
+        return measured_moments(self.denoise, self.process, source, wanted, draws, **settings)
 
     def measure_statistics(
         self, images: Tensor | Source | None = None, nodes: int = 61, draws: int = 1000, seed: int = 0, **options: Any
@@ -280,9 +280,8 @@ class Model(Subject):
             protocol = facts.given(along, eta, lambda: self.rule(rule, plan.moments), needed)
             chosen = built(self.families["solver"], chosen, "`solver`", self.process, protocol=protocol, **options)
         like = known_shape(shape, plan.moments, self.images)
-        settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": self.device, "start": begin}
-        drawn = draw(self.denoise, chosen, self.process, along, like, n, **settings)
-        return torch.as_tensor(drawn.images)
+        sampler = Sampler(self.denoise, chosen, self.process, along, like, seed, self.device, begin)
+        return torch.as_tensor(draw(sampler, n, batch_size))
 
     def bits_per_dim(
         self,

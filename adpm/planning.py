@@ -13,7 +13,7 @@ from adpm import shortest_path
 from adpm.costs import Costs
 from adpm.errors import UserError
 from adpm.families import Kind, built
-from adpm.shortest_path import Budgets, IntArray, monge_violation, path_cost, table_edges
+from adpm.shortest_path import Budgets, IntArray
 
 MONGE_TOLERANCE = 1e-13  # relative to the largest edge cost: some hundred roundings
 
@@ -30,7 +30,7 @@ class Plan:
         planned: cost of the path under the costs planned on.
         raw: cost of the same path with no projection.
         gap: raw - planned.
-        monge_violation: worst violation of the Monge condition in the costs planned on (<= 0: none).
+        monge_violation: worst violation of the Monge condition in the costs planned on (<= 0: none); see `Costs`.
         method: the search that found it.
     """
 
@@ -61,7 +61,7 @@ class Planner:
             UserError: if no such path exists, or if the planner was solved for fewer steps.
         """
         choose = built(BUDGETS, budget, "`budget`")
-        last, solved = len(self.costs.table) - 1, len(self.budgets.costs) - 1
+        last, solved = self.costs.edges.last, len(self.budgets.costs) - 1
         if not 1 <= steps <= last:
             raise UserError(f"`steps` = {steps} must lie in 1..{last}, the number of reference times.")
         if steps > solved:
@@ -72,7 +72,7 @@ class Planner:
                 "reference time, and the step from there to the data counts; use `steps` >= 2 or give the data term."
             )
         path = choose(self.budgets, steps)
-        planned, raw = path_cost(self.costs.table, path), self.costs.raw(path)
+        planned, raw = self.costs.edges.cost(path), self.costs.raw(path)
         return Plan(path, len(path) - 1, steps, budget, planned, raw, raw - planned, self.monge_violation, self.method)
 
 
@@ -103,16 +103,14 @@ def planner(costs: Costs, max_steps: int, method: str = "auto", tolerance: float
         tolerance: violation of the Monge condition that counts as rounding, relative to the largest edge cost.
 
     Raises:
-        UserError: if the costs are no table of edge costs, if max_steps lies outside 1..N, or if 'divide' is asked
-            for costs that break the Monge condition.
+        UserError: if max_steps lies outside 1..N, if 'divide' is asked for costs that break the Monge condition, or if
+            they have to be searched in full and are too many.
     """
     choose = built(PLANNING_METHODS, method, "`method`")
-    edges = table_edges(costs.table)
+    edges = costs.edges
     if not 1 <= max_steps <= edges.last:
         raise UserError(f"`steps` = {max_steps} must lie in 1..{edges.last}, the number of reference times.")
-    inner = costs.table[1:]
-    scale = np.abs(inner).max(where=np.isfinite(inner), initial=0.0)
-    violation = monge_violation(costs.table)
+    violation, scale = costs.monge()
     chosen = choose(violation, tolerance * scale)
     budgets = shortest_path.all_budgets(edges, max_steps, shortest_path.METHODS[chosen])
     return Planner(costs, budgets, chosen, violation)

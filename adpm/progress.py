@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from adpm.ranks import ranks
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -21,10 +23,12 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
-    """One line to the user, above any progress bar, on standard output unless told otherwise.
+    """One line to the user, above any progress bar, on standard output unless told otherwise; from one rank only.
 
     When nobody reads any more (`... | head -1`), the run goes on in silence: what it makes are files.
     """
+    if ranks().quiet:
+        return
     stream = stream or sys.stdout
     try:
         tqdm.write(line, file=stream)
@@ -54,7 +58,7 @@ def progress(items: Iterable[T], *, total: int | None = None, initial: int = 0, 
     """
     if total is None and isinstance(items, Sized):
         total = initial + len(items)
-    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+    if not ranks().quiet and (sys.stderr.isatty() or "ipykernel" in sys.modules):
         return cast(Progress[T], tqdm(items, total=total, initial=initial, desc=what, dynamic_ncols=True))
     return _Lines(items, total, initial, what)
 

@@ -30,6 +30,7 @@ from adpm.denoiser import Denoise, Prediction, require_finite, unclipped_x0
 from adpm.errors import UserError
 from adpm.exponential import halved
 from adpm.moments import spread_times
+from adpm.moving import moved
 from adpm.multistep import Multistep, Scheme
 from adpm.noise import KeyedNoise
 from adpm.process import Array, Process
@@ -48,7 +49,7 @@ class Unlimited:
     def __call__(self, x: Tensor, t: ArrayLike) -> Prediction:
         found = self._denoise(x, t)
         shape = (-1,) + (1,) * (x.ndim - 1)
-        scales = (torch.as_tensor(f(t), device=x.device) for f in (self._process.alpha, self._process.sigma))
+        scales = (moved(f(t), x.device) for f in (self._process.alpha, self._process.sigma))
         alpha, sigma = (scale.double().reshape(shape) for scale in scales)
         x0 = unclipped_x0(found, x.double(), alpha, sigma)  # in double, where alpha may be small
         return replace(found, x0=x0.to(x.dtype), eps=found.eps_network)

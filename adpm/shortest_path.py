@@ -4,14 +4,17 @@ Nodes are 0..N and an edge s -> t, s < t, costs F[s, t]. The cheapest path 0 -> 
 
     C[1, t] = F[0, t],        C[k, t] = min_{k-1 <= s < t} C[k-1, s] + F[s, t],        k = 2..K_max
 
-Two searches find the arg-mins of one layer k; both take the first index on ties:
+Three searches find the arg-mins of one layer k; all take the first index on ties:
 
     dense    every s < t: O(N^2) per layer, right for any costs
     divide   for Monge costs, F[a,c] + F[b,d] <= F[a,d] + F[b,c] where 1 <= a < b < c < d, the arg-min never falls as
              t grows. Every `stride`-th row t is searched in full, the rows between two of them only between their
              arg-mins: O(N^2/stride + N stride) per layer, O(N^1.5) at the best stride.
+    halve    for Monge costs, too: the middle row first, then those in the middle of what is left, each between the
+             arg-mins of its neighbours: O(N log N) per layer. Fewer costs than `divide`, but more work for each, so
+             it is for costs that are priced when they are asked for, where a table of N^2 of them would not fit.
 
-The costs F[0, t] of the first edge are only the vector C[1, :] and may be anything, for both searches.
+The costs F[0, t] of the first edge are only the vector C[1, :] and may be anything, for all searches.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ IntArray = NDArray[np.int64]
 
 ROWS = 64  # rows of one dense block: its sums stay in the cache and little of the empty half s >= t is visited
 STRIDE = 96  # measured best for N = 1000 and N = 4000; numpy's cost per call sets it more than N does
+MOST_DENSE = 15_000  # N up to which the table that the dense search needs, of 8 (N + 1)^2 bytes, may be made: 1.8 GB
+MOST_TABLED = 5000  # N up to which a table, of 8 (N + 1)^2 bytes, is quicker than costs priced when they are asked for
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,27 @@ class Edges:
         first: [N+1], cost of the edge 0 -> t; +inf at t = 0.
         block: (slice of t, slice of s) -> costs [len(t), len(s)], 1 <= s, +inf where s >= t.
         pairs: (s, t), index arrays of one shape with 1 <= s < t -> costs of that shape.
+        tabled: whether costs are looked up; else each is computed whenever it is asked for.
     """
 
     last: int
     first: Array
     block: Callable[[slice, slice], Array]
     pairs: Callable[[IntArray, IntArray], Array]
+    tabled: bool = True
+
+    def cost(self, path: IntArray) -> float:
+        """Sum of the costs along a path [0 < t_1 < ... < N]."""
+        return float(np.concatenate([self.first[path[1:2]], self.pairs(path[1:-1], path[2:])]).sum())
+
+    def table(self) -> Array:
+        """F [N+1, N+1], F[s, t] for s < t, +inf elsewhere."""
+        by_row = np.full((self.last + 1, self.last + 1), np.inf)
+        by_row[:, 0] = self.first
+        for low in range(2, self.last + 1, ROWS):
+            high = min(low + ROWS, self.last + 1)
+            by_row[low:high, 1:high] = self.block(slice(low, high), slice(1, high))
+        return by_row.T
 
 
 def edge_table(last: int, column: Callable[[int], Array]) -> Array:
@@ -54,6 +74,19 @@ def edge_table(last: int, column: Callable[[int], Array]) -> Array:
     for t in range(2, last + 1):
         by_row[t, 1:t] = column(t)
     return by_row.T
+
+
+def require_room(last: int) -> None:
+    """Refuse a table of too many nodes.
+
+    Raises:
+        UserError: naming a way out.
+    """
+    if last > MOST_DENSE:
+        raise UserError(
+            f"{last} reference times are too many to look at every step between them, {MOST_DENSE} at most: use fewer, "
+            "or costs that keep the Monge condition, such as `cost` = 'kl' with its projection."
+        )
 
 
 def table_edges(table: ArrayLike) -> Edges:
@@ -79,12 +112,35 @@ def table_edges(table: ArrayLike) -> Edges:
     )
 
 
+def priced_edges(
+    last: int, first: Array, price: Callable[[IntArray, IntArray], Array], most_tabled: int = MOST_TABLED
+) -> Edges:
+    """Edges whose costs are price(s, t), for index arrays that broadcast, 1 <= s < t.
+
+    Up to N = most_tabled a table is made of them at once, beyond it nothing is kept.
+    """
+
+    def block(t: slice, s: slice) -> Array:
+        row, column = np.arange(last + 1)[t, None], np.arange(last + 1)[None, s]
+        return np.where(column < row, price(np.minimum(column, row - 1).clip(1), row.clip(2)), np.inf)
+
+    edges = Edges(last, first, block, price, tabled=False)
+    return edges if last > most_tabled else table_edges(edges.table())
+
+
 Search = Callable[[Array, int], IntArray]
 """(C[k-1, :], k) -> the arg-min s of C[k-1, s] + F[s, t] for t = k..N."""
 
 
 def dense(edges: Edges) -> Search:
-    """Look at every s < t."""
+    """Look at every s < t, in a table.
+
+    Raises:
+        UserError: if that would be too large.
+    """
+    if not edges.tabled:
+        require_room(edges.last)
+        edges = table_edges(edges.table())
 
     def search(previous: Array, k: int) -> IntArray:
         parents = np.empty(edges.last + 1 - k, dtype=np.int64)
@@ -119,6 +175,48 @@ def divide(edges: Edges, stride: int = STRIDE) -> Search:
         return parents
 
     return search
+
+
+def halve(edges: Edges) -> Search:
+    """Look at every s < t in the middle row, then between the arg-mins of neighbours in finer ones; for Monge costs.
+
+    All rows of one fineness are searched at once, their windows laid end to end.
+    """
+
+    def search(previous: Array, k: int) -> IntArray:
+        count = edges.last + 1 - k
+        best = np.empty(count + 1, dtype=np.int64)  # best[i] is row k - 1 + i's
+        best[0] = k - 1
+        half = 1 << (count.bit_length() - 1)
+        while half:
+            rows = np.arange(half, count + 1, 2 * half)
+            low, above = best[rows - half], rows + half
+            high = np.where(above > count, edges.last, best[np.minimum(above, count)])
+            # Where costs tie, rounding may put `high` below `low`; any arg-min between them will do.
+            high = np.maximum(np.minimum(high, rows + k - 2), low)
+            best[rows] = _least(edges, previous, low, high, rows + (k - 1))
+            half //= 2
+        return best[1:]
+
+    return search
+
+
+def _least(edges: Edges, previous: Array, low: IntArray, high: IntArray, t: IntArray) -> IntArray:
+    """The first arg-min s of previous[s] + F[s, t] in low..high, for each t."""
+    width = high - low + 1
+    begin = np.cumsum(width) - width
+    s = np.arange(begin[-1] + width[-1]) - np.repeat(begin - low, width)
+    total = previous[s] + edges.pairs(s, np.repeat(t, width))
+    hits = np.flatnonzero(total == np.repeat(np.minimum.reduceat(total, begin), width))
+    window = np.searchsorted(begin, hits, side="right") - 1
+    found = np.empty_like(low)
+    found[window[::-1]] = s[hits[::-1]]  # of several, the last to be written is the first
+    return found
+
+
+def monotone(edges: Edges) -> Search:
+    """The quicker of the two searches for Monge costs."""
+    return divide(edges) if edges.tabled else halve(edges)
 
 
 @dataclass(frozen=True)
@@ -208,4 +306,4 @@ def monge_violation(table: Array) -> float:
     return worst
 
 
-METHODS: dict[str, Callable[[Edges], Search]] = {"dense": dense, "divide": divide}
+METHODS: dict[str, Callable[[Edges], Search]] = {"dense": dense, "divide": monotone}

@@ -24,6 +24,7 @@ from adpm.guidance import GuidedByClass
 from adpm.likelihood import Decoder, DecoderNeeds, Levels, first_posterior_variance
 from adpm.measured import Moments, given_images, need, need_spectrum
 from adpm.members import MEMBERS
+from adpm.moving import moved
 from adpm.process import Process
 from adpm.start import Start, StartNeeds
 from adpm.variance import Rule, RuleNeeds
@@ -143,7 +144,7 @@ class Subject:
     def on_device(self, images: Tensor | None, split: str) -> tuple[Images, int]:
         """Images by their numbers, on this model's device, and how many there are."""
         given = given_images(images, self.images, split, self.data_range)
-        return lambda index: given[index].to(self.device), len(given)
+        return lambda index: moved(given[index], self.device), len(given)
 
     def levels_of(self, levels: int | None) -> Levels:
         count = self.levels if levels is None else levels

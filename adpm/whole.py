@@ -1,13 +1,15 @@
-"""Files that are whole or absent: written beside their place, then renamed."""
+"""Files that are whole or absent: written beside their place, then renamed; of several ranks by the first."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from adpm.ranks import ranks
 
 _STALE = 3600.0
 """Seconds after which a temporary file belongs to a run that was killed."""
@@ -16,11 +18,27 @@ _STALE = 3600.0
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary sibling and rename it to `path`.
 
+    Ranks wait for each other before and after: what one of them found missing, none finds, and afterwards all do.
+
     Raises:
         OSError: naming `path`, where the system refuses; what was there is left as it was.
     """
+    ranks().wait()
+    if ranks().first:
+        with named(path):
+            _write_whole(path, write)
+    ranks().wait()
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """What the system refuses inside is refused of this path.
+
+    Raises:
+        OSError: naming `path`.
+    """
     try:
-        _write_whole(path, write)
+        yield
     except OSError as error:
         if error.errno is None:
             raise

@@ -1,26 +1,25 @@
-"""Device, precision, compilation and memory layout against float32 on the CPU, and what they are worth.
+"""Device, precision, compilation, memory layout and CUDA graphs against float32 on the CPU, and what they are worth.
 
     python -m benchmarks.gpu --output=runs/gpu.jsonl        at most six minutes on one GPU
     python -m benchmarks.gpu --rehearse                     the same on the CPU, tiny, in seconds
 
 Checked on the shipped digits models (discrete, VP, VE, one with a head) and on a network of CIFAR-10's size with random
 weights: single calls over the whole range of times and, for the shipped ones in float32, samples from the same noise.
-Measured on the large one: images a second of bare calls and of the sampling loop, and the largest memory. One JSON line
-a figure; a check that fails makes the exit code 1. "float32" is that in convolutions, too; "tf32", which is torch's
-default on a GPU, rounds them.
+Measured on the large one: images a second of bare calls and of the sampling loop, also as a multiple of the published
+eager loop's (benchmarks/published_loop.py), and the largest memory. On the digits' network, from the same noise: how
+far samples of both loops are from the data (Frechet, in pixels), to its bootstrap error. One JSON line a figure; a
+check that fails makes the exit code 1. "float32" is that in convolutions, too; "tf32", which is torch's default on a
+GPU, rounds them.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import shlex
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,10 +29,10 @@ from adpm.denoiser import Denoiser
 from adpm.errors import UserError
 from adpm.noise import KeyedNoise
 from adpm.run.work import resolve_device, runnable
-from adpm.sampler import keyed, sample
-from adpm.solver import ReverseGaussian
-from adpm.variance import Unit
+from adpm.sampler import keyed
+from benchmarks.gpu_bench import EAGER, FASTEST, PLAIN, TINY, Bench, Case, Report, Sizes, median_seconds, samples
 from benchmarks.models import SHIPPED, Model, random_cifar10, shipped
+from benchmarks.published_loop import Distances, measure_published
 
 NOISE_LIMIT = 1e-5
 CALL_LIMITS = {"float32": 1e-4, "tf32": 2e-2, "bfloat16": 1.5e-1}
@@ -42,93 +41,8 @@ SAMPLE_LIMITS = {"float32": 1e-3, "tf32": 1e-1, "bfloat16": 5e-1}
 shipped models' eps by 3e-6 and their samples by 1e-5, bfloat16 by 0.05 and 0.2."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """How a network is run."""
-
-    precision: str = "float32"
-    compiled: bool = False
-    channels_last: bool = False
-
-
-PLAIN = Case()
-EAGER = (
-    PLAIN,
-    Case(channels_last=True),
-    Case("tf32"),
-    Case("tf32", channels_last=True),
-    Case("bfloat16"),
-    Case("bfloat16", channels_last=True),
-)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is done: images, steps and repeats of the measurements, images compared with the CPU."""
-
-    batch: int = 256
-    compared: int = 8
-    steps: int = 10
-    calls: int = 5
-    repeats: int = 5
-
-
-TINY = Sizes(batch=3, compared=2, steps=2, calls=1, repeats=1)
 COMPILE_UNTIL = 240.0
 """Seconds after the start in which a compiled case may begin, if not told: one takes a minute, and six are allowed."""
-
-
-class Report:
-    """Writes figures, and remembers whether all checks held."""
-
-    def __init__(self, path: Path, device: torch.device, command: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file, self.ok = path.open("w"), True
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        self._common = {"device": name, "torch": torch.__version__, "command": command}
-
-    def _write(self, figure: str, value: float | None, unit: str, case: Case, **more: object) -> None:
-        line = json.dumps({"figure": figure, "value": value, "unit": unit, **asdict(case), **self._common, **more})
-        for stream in (self._file, sys.stdout):
-            print(line, file=stream, flush=True)
-
-    def figure(self, figure: str, value: float, unit: str, case: Case) -> None:
-        self._write(figure, value, unit, case)
-
-    def check(self, figure: str, found: Tensor, expected: Tensor, limit: float, case: Case) -> None:
-        """The worst absolute difference; NaN is above every limit."""
-        value = float((found.cpu().double() - expected.cpu().double()).abs().max())
-        ok = value <= limit
-        self.ok &= ok
-        self._write(figure, value, "absolute difference", case, limit=limit, ok=ok)
-
-    def skipped(self, figure: str, reason: str, case: Case) -> None:
-        self._write(figure, None, "", case, skipped=reason)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all measurements share."""
-
-    device: torch.device
-    report: Report
-    sizes: Sizes
-
-    def synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def denoiser(self, model: Model, case: Case) -> Denoiser:
-        """A copy of the model's network, run on the device as the case says."""
-        network = copy.deepcopy(model.network)
-        layout = torch.channels_last if case.channels_last else torch.contiguous_format
-        if case.compiled:
-            torch._dynamo.reset()
-        run = runnable(network.to(memory_format=layout), case.precision, case.compiled, self.device)
-        return model.denoiser(lambda x, label: run(x.contiguous(memory_format=layout), label))
 
 
 def calls(bench: Bench, model: Model, denoise: Denoiser) -> Tensor:
@@ -140,27 +54,6 @@ def calls(bench: Bench, model: Model, denoise: Denoiser) -> Tensor:
         said = denoise(x, t)
         out.append(said.eps_network if said.head is None else torch.cat([said.eps_network, said.head], dim=1))
     return torch.stack(out)
-
-
-def samples(bench: Bench, model: Model, denoise: Denoiser) -> Tensor:
-    """Samples of the project's loop: the reverse Gaussian, evenly spread times, noise made where the samples live."""
-    noise = keyed(KeyedNoise(0, "benchmark"), torch.arange(bench.sizes.batch, device=bench.device), model.shape)
-    solver, times = ReverseGaussian(model.process, Unit()), model.times(bench.sizes.steps)
-    for step in sample(denoise, solver, model.process, times, noise):
-        x = step.x
-    return x
-
-
-def median_seconds(work: Callable[[], object], repeats: int, synchronise: Callable[[], None]) -> float:
-    """Median over repeats, after one for warm-up; the device is idle whenever the clock is read."""
-    seconds = []
-    for _ in range(repeats + 1):
-        synchronise()
-        started = time.perf_counter()
-        work()
-        synchronise()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
 
 
 class Comparison:
@@ -203,6 +96,9 @@ class Comparison:
         report.figure(f"{name}: bare calls, batch {sizes.batch}", sizes.batch / call, "images/s", case)
         of_loop = f"{name}: sampling, K = {sizes.steps}, batch {sizes.batch}"
         report.figure(of_loop, sizes.batch / loop, "images/s", case)
+        for precision, published in bench.published.items():
+            times = f"{of_loop}, over the published loop in {precision}"
+            report.figure(times, sizes.batch / loop / published, "ratio", case)
         report.figure(f"{of_loop}, over its calls", loop / (sizes.steps * call), "ratio", case)
         if cuda:
             report.figure(f"{of_loop}, memory", torch.cuda.max_memory_allocated(bench.device) / 2**20, "MiB", case)
@@ -245,14 +141,18 @@ def run(bench: Bench, rehearse: bool, compile_until: float = COMPILE_UNTIL) -> N
     no_compiler = without_compiler(bench)
     small = [Comparison(bench, shipped(name)) for name in SHIPPED]
     big = Comparison(bench, random_cifar10(tiny=rehearse), large=True)
-    work = [(comparison, case) for comparison in (*small, big) for case in EAGER]
-    work += [(big, Case("bfloat16", compiled=True, channels_last=True))]
+    measure_published(bench, big.model)
+    far = Distances(bench, small[0].model)
+    work = [(comparison, case) for comparison in (*small, far, big) for case in EAGER]
+    work += [(big, FASTEST), (far, FASTEST), (big, replace(FASTEST, graphs=False))]
     work += [(comparison, Case(compiled=True)) for comparison in small]
     work += [(big, Case("tf32", compiled=True, channels_last=True))]
     for comparison, case in work:
         reason = ""
         if case.precision == "tf32" and bench.device.type == "cpu":
             reason = "TF32 is a mode of GPUs"
+        elif case.graphs and bench.device.type == "cpu":
+            reason = "recordings are replayed on GPUs"
         elif case.compiled and no_compiler:
             reason = no_compiler
         elif case.compiled and rehearse:

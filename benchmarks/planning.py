@@ -2,24 +2,30 @@
 
     python -m benchmarks.planning          # at N = 4000 the dense recursion is timed on a sample of its layers
     python -m benchmarks.planning --full   # every layer of it
-    python -m benchmarks.planning --quick  # N = 200 only
+    python -m benchmarks.planning --quick  # N = 200 only, and few steps among 6,000 and 20,000
 
 Costs are those of exact data with 16 variances between 1 and 0.01 (linear schedule, through index 1). Two dense
 recursions are timed: "dense" is the library's, in row blocks that fit the cache and skip the empty half s >= t;
 "one block" adds and reduces the whole feasible block t >= k, s >= k-1 of a layer at once. Every search must find the
 same costs to 1e-9. Times are CPU seconds of one thread. Building the table is timed apart: all searches need it.
+
+Then N = 20,000, whose table has no room: the whole plan, from variances to a path, with costs priced when asked for;
+goal 10 s and 2 GB. The same search is compared with the dense recursion over a table at N = 6,000. `axes` has the
+variances of 3,072 coordinates, in 256 groups. Peak memory is that of the process, the variances themselves included.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from adpm.costs import kl_costs
+from adpm.costs import Costs, axes_costs, kl_costs
+from adpm.planning import planner
 from adpm.process import Array, DiscreteProcess, linear_betas
 from adpm.shortest_path import (
     STRIDE,
@@ -29,10 +35,12 @@ from adpm.shortest_path import (
     all_budgets,
     dense,
     divide,
-    monge_violation,
+    halve,
     table_edges,
 )
 from benchmarks.protocol import describe
+
+ROWS = 1000
 
 
 def one_block(edges: Edges) -> Search:
@@ -56,21 +64,55 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
     return best
 
 
+def curves(last: int, coordinates: int) -> tuple[DiscreteProcess, Array]:
+    """A process of N times, and the exact Var_t of so many Gaussian coordinates, [N+1, coordinates]."""
+    process = DiscreteProcess(linear_betas(last))
+    v, snr = np.logspace(0, -2, coordinates), np.exp(process.log_snr(process.times[1:]))
+    variance = np.ones((last + 1, coordinates))
+    for begin in range(0, last, ROWS):  # in parts, for the memory
+        variance[1 + begin : 1 + begin + ROWS] = v / (1 + np.multiply.outer(snr[begin : begin + ROWS], v))
+    return process, variance
+
+
 def problem(last: int) -> Edges:
     """KL costs of a smooth exact variance curve."""
-    process = DiscreteProcess(linear_betas(last))
-    v, snr = np.logspace(0, -2, 16), np.exp(process.log_snr(process.times[1:]))
-    variance = np.concatenate([[0.0], (v / (1 + np.multiply.outer(snr, v))).mean(axis=1)])
+    process, variance = curves(last, 16)
     start = time.process_time()
-    table = kl_costs(process, variance).table
+    costs = kl_costs(process, variance.mean(1))
     built = time.process_time() - start
     start = time.process_time()
-    violation = monge_violation(table)
+    violation, _ = costs.monge()
     checked = time.process_time() - start
     print(
-        f"N = {last}: table built in {built:.2f} s, Monge condition checked in {checked:.2f} s (worst {violation:.1e})"
+        f"N = {last}: costs built in {built:.2f} s, Monge condition checked in {checked:.4f} s (worst {violation:.1e})"
     )
-    return table_edges(table)
+    return costs.edges
+
+
+def without_a_table(last: int, name: str, make: Callable[[DiscreteProcess, Array], Costs], budgets: int) -> None:
+    """A whole plan, in seconds and the process's largest memory."""
+    process, variance = curves(last, 16 if name == "kl" else 3072)
+    start = time.process_time()
+    plan = planner(make(process, variance), budgets).plan(budgets)
+    spent, most = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"N = {last}, cost {name}, K = 1..{budgets}: {spent:.2f} s, peak {most:.2f} GB, {plan.method} search, "
+        f"{plan.raw:.4f} nats/dim at K = {budgets}",
+        flush=True,
+    )
+
+
+def at_scale(quick: bool) -> None:
+    """N = 20,000, and that the search finds what the dense one does where that has room."""
+    process, variance = curves(6000, 16)
+    edges = kl_costs(process, variance.mean(1)).edges
+    found, plain = all_budgets(edges, 5, halve).costs, all_budgets(table_edges(edges.table()), 5, dense).costs
+    assert not edges.tabled and np.abs(found[2:] - plain[2:]).max() < 1e-9, "the searches disagree"
+    print(f"N = 6000, K = 1..5: costs differ from the dense recursion's by {np.abs(found[2:] - plain[2:]).max():.1e}")
+    for budgets in (25,) if quick else (25, 100, 1000):
+        without_a_table(20_000, "kl", lambda process, v: kl_costs(process, v.mean(1)), budgets)
+    if not quick:
+        without_a_table(20_000, "axes", axes_costs, 25)
 
 
 def all_layers(edges: Edges, budgets: int, method: Callable[[Edges], Search], repeats: int, expected: Array) -> float:
@@ -139,9 +181,11 @@ def main() -> None:
     describe(f"all budgets: CPU seconds on one thread (load {os.getloadavg()[0]:.1f}), float64, stride {STRIDE}")
     if options.quick:
         measure(200, 200, repeats=1, sample=0)
+        at_scale(quick=True)
         return
     measure(1000, 1000, repeats=5, sample=0)
     measure(4000, 1000, repeats=1 if full else 3, sample=0 if full else 40)
+    at_scale(quick=False)
 
 
 if __name__ == "__main__":

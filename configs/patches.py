@@ -11,6 +11,7 @@ from configs.digits import spectral_head
 
 def _cosine(config: ConfigDict) -> None:
     config.process.name = "cosine"
+    config.network.pretrained = ""
 
 
 def _spectral(config: ConfigDict) -> None:
@@ -23,10 +24,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
     config.evaluate.features = "pixels"
     config.data.name = "patches"
+    config.network.pretrained = "pretrained/patches.safetensors"
+    config.network.model_channels = 16
     config.network.channel_mult = (1, 2, 2)
     config.network.attention_downsample = (4,)
-    config.train.iterations = 20_000
-    config.train.batch_size = 64
+    config.train.iterations = 6_000
+    config.train.batch_size = 32
     config.moments.batch_size = 64
     config.sampling.samples = 16
     config.sampling.batch_size = 16

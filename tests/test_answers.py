@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch._inductor.exc import InvalidCxxCompiler
 
-from adpm.drawing import draw
+from adpm.drawing import Sampler, draw
 from adpm.run.assembly import Session
 from adpm.run.cli import run
 from adpm.run.commands import MODES
@@ -81,7 +81,7 @@ def test_a_folder_that_may_not_be_written_is_named(
 
     monkeypatch.setattr(tempfile, "mkstemp", denied)
     told = refused(capsys, tmp_path / "run", "toy", "sample", *SMALL)
-    assert told.startswith(f"error: '{tmp_path / 'run' / 'samples'}") and told.endswith(".npz': Permission denied.\n")
+    assert told.startswith(f"error: '{tmp_path / 'run' / 'samples'}") and told.endswith(".csv': Permission denied.\n")
 
 
 LONG = "z" * 300
@@ -176,12 +176,12 @@ def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not list(tmp_path.iterdir())
 
 
-def test_several_processes_of_torchrun_are_refused(
+def test_one_of_several_processes_that_cannot_meet_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = refused(capsys, tmp_path / "run", "toy", "sample", *SMALL)
-    assert "torchrun started 2 processes" in told and not list(tmp_path.iterdir())
+    assert "start them by torchrun, or unset WORLD_SIZE" in told and not list(tmp_path.iterdir())
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert go(tmp_path / "run", "toy", "sample", *SMALL) == 0
 
@@ -189,7 +189,7 @@ def test_several_processes_of_torchrun_are_refused(
 def test_a_missing_compiler_is_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_compiler(network: object) -> Callable[..., object]:
+    def without_compiler(network: object, **options: object) -> Callable[..., object]:
         def call(*args: object) -> object:
             raise InvalidCxxCompiler
 
@@ -245,23 +245,21 @@ def test_samples_are_kept_as_levels_in_one_file(tmp_path: Path) -> None:
     made = session(tmp_path / "digits", trajectory__steps=3, sampling__samples=5, trajectory__name="even")
     made = made.again({"sampling.batch_size": 2, "rule.name": "small"})
     samples = samples_for(made)
-    assert sorted(file.name for file in samples.folder.iterdir()) == ["protocol.json", "samples.npz"]
+    assert sorted(file.name for file in samples.folder.iterdir()) == [
+        "protocol.json",
+        "samples.csv",
+        "samples.npy",
+        "steps.npz",
+    ]
     path, variance = path_for(made), variance_for(made)
-    drawn = draw(
-        made.model.denoise,
-        made.solver(variance, path.times),
-        made.process,
-        path.times,
-        made.data.shape,
-        5,
-        seed=made.config.seed,
-        batch_size=2,
-    ).images
-    assert samples.kept.dtype == np.uint8 and drawn.dtype == np.float32
+    solver = made.solver(variance, path.times)
+    sampler = Sampler(made.model.denoise, solver, made.process, path.times, made.data.shape, made.config.seed)
+    drawn = draw(sampler, 5, 2)
+    assert samples.kept[:].dtype == torch.uint8 and drawn.dtype == np.float32
     off = np.abs(samples.images().numpy() - drawn.clip(-1, 1)).max()
     assert 0.0 < off <= 1 / 255 + 1e-6
     toy = session(tmp_path / "toy", "toy", rule__name="small", trajectory__name="even", trajectory__steps=3)
-    assert samples_for(toy).kept.dtype == np.float32
+    assert samples_for(toy).kept[:].dtype == torch.float32
 
 
 def test_rates_of_the_vp_integral_are_fields(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,14 +10,13 @@ import torch
 
 from adpm.bound import BitsPerDim, Bound, Terms, bound_of
 from adpm.denoiser import Prediction
-from adpm.drawing import STRIP_COLUMNS, Drawn, draw
+from adpm.drawing import STRIP_COLUMNS, Sampler, draw
 from adpm.gaussian import Covariance, Diagonal
 from adpm.ideal import IdealDenoiser, gaussian
 from adpm.kernel import Kernel
 from adpm.likelihood import Levels, keyed_noise, path_terms, prior_nats
 from adpm.noise import KeyedNoise
 from adpm.process import linear
-from adpm.progress import Arrays, in_memory
 from adpm.sampler import keyed, sample
 from adpm.solver import ReverseGaussian
 from adpm.variance import Bounded, PosteriorRule, Unit
@@ -99,9 +98,8 @@ def test_the_second_decoder_changes_the_data_term_alone() -> None:
 PATH = PROCESS.times[[0, 1, 2, 4, 6, 8, 10, 15, 20, 25, 30, 35, 40, 45, 50]]
 
 
-def drawn(count: int = 7, batch: int = 3, seed: int = 5, keep: Callable[..., Iterator[Arrays]] = in_memory) -> Drawn:
-    solver = ReverseGaussian(PROCESS, Unit())
-    return draw(DENOISE, solver, PROCESS, PATH, SHAPE, count, seed=seed, batch_size=batch, keep=keep)
+def sampler(seed: int = 5) -> Sampler:
+    return Sampler(DENOISE, ReverseGaussian(PROCESS, Unit()), PROCESS, PATH, SHAPE, seed)
 
 
 def walked(seed: int = 5) -> list:
@@ -112,13 +110,13 @@ def walked(seed: int = 5) -> list:
 def test_samples_come_in_the_order_of_their_numbers_with_the_noise_of_these() -> None:
     expected = walked()[-1].x.numpy()
     for batch in (7, 3):
-        np.testing.assert_allclose(drawn(batch=batch).images, expected, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(drawn(seed=6).images, walked(6)[-1].x.numpy(), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(draw(sampler(), 7, batch), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(draw(sampler(6), 7, 3), walked(6)[-1].x.numpy(), rtol=1e-6, atol=1e-6)
 
 
 def test_pictures_along_the_path_are_x0_at_the_times_told() -> None:
     """More steps than columns: ten of fourteen, the first and the last among them."""
-    first, steps = drawn(batch=7).first, {step.t: step for step in walked()}
+    first, steps = sampler()(range(7)), {step.t: step for step in walked()}
     assert first["shown"].shape == (STRIP_COLUMNS,) and first["shown"][[0, -1]].tolist() == [50.0, 1.0]
     for column, t in enumerate(first["shown"].tolist()):
         np.testing.assert_allclose(first["strip"][:, column], steps[t].prediction.x0.numpy(), rtol=1e-5, atol=1e-6)
@@ -127,14 +125,6 @@ def test_pictures_along_the_path_are_x0_at_the_times_told() -> None:
 
 
 def test_every_step_is_told_with_its_variance() -> None:
-    first, steps = drawn().first, walked()
+    first, steps = sampler()(range(3)), walked()
     assert first["t"].tolist() == PATH[:0:-1].tolist() and first["nfe"] == len(PATH) - 1
     np.testing.assert_allclose(first["variance"], [float(step.covariance.values) for step in steps], rtol=1e-12)
-
-
-def test_seconds_are_those_of_all_batches() -> None:
-    def keep(total: int, size: int, work: Callable[[range], Arrays], what: str) -> Iterator[Arrays]:
-        for part in in_memory(total, size, work, what):
-            yield {**part, "seconds": np.array(1.5)}
-
-    assert drawn(keep=keep).seconds == 4.5

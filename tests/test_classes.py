@@ -361,9 +361,7 @@ def samples(workdir: Path) -> dict[str, np.ndarray]:
     out = {}
     for folder in (workdir / "samples").iterdir():
         own = json.loads((folder / "protocol.json").read_text())["own"]
-        out[f"{own['sampling.classes']}{own.get('sampling.class_index', '')}"] = np.load(folder / "samples.npz")[
-            "samples"
-        ]
+        out[f"{own['sampling.classes']}{own.get('sampling.class_index', '')}"] = np.load(folder / "samples.npy")
     return out
 
 

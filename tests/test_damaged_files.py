@@ -128,7 +128,7 @@ def test_damaged_files_of_ours_are_named_and_made_again(
     """Moments, the data term, samples and bound: what is made in their place holds the same numbers."""
     work = tmp_path / "work"
     shutil.copytree(done, work)
-    kept = [the_file(work, p) for p in ("cache/moments-*.npz", "cache/data-term-*.npz", "run/samples/*/samples.npz")]
+    kept = [the_file(work, p) for p in ("cache/moments-*.npz", "cache/data-term-*.npz", "run/samples/*/steps.npz")]
     kept.append(the_file(work, "run/likelihood/*/*-images.npz"))
     before = [dict(np.load(file)) for file in kept]
     for file in kept:

@@ -387,7 +387,7 @@ def test_estimate_and_sample(tmp_path, capsys):
         told = capsys.readouterr().out
         assert "no statistics" not in told and "4 samples, 5 network calls each" in told, run_of
     folder = the_file(tmp_path / "a" / "samples", "dpm_solver_v3-log_snr-K5-*")
-    images = np.load(folder / "samples.npz")["samples"]
+    images = np.load(folder / "samples.npy")
     assert images.shape == (4, 1, 8, 8) and images.std() > 40.0  # seven nodes are too few for good ones
     assert go(tmp_path / "a", "digits", "sample", *V3, *FEW, "sampling.order=2") == 0
     assert go(tmp_path / "a", "digits", "sample", *V3, "moments.nodes=8", FEW[1]) == 0

@@ -45,8 +45,8 @@ def test_samples_of_an_exact_denoiser_are_near_the_floor(tmp_path, capsys):
     assert go(tmp_path / "run", "toy", "evaluate", *FEW) == 0
     told, found = capsys.readouterr().out, result(tmp_path / "run")
     data = toy()
-    file = the_file(tmp_path / "run" / "samples", "*/samples.npz")
-    ours = data.to_unit(torch.from_numpy(np.load(file)["samples"])) * 2 - 1
+    file = the_file(tmp_path / "run" / "samples", "*/samples.npy")
+    ours = data.to_unit(torch.from_numpy(np.load(file))) * 2 - 1
     real = data.to_unit(data.split("train")) * 2 - 1
     a, b = (x.flatten(1).double().numpy() for x in (ours, real))
     figures = found["figures"]

@@ -62,7 +62,7 @@ def test_an_unset_end_is_the_processes_own_and_a_zero_is_a_zero(tmp_path: Path, 
     own = process.log_snr(process.times[[1, -1]])
     wanted = [value, own[1]] if end == "max" else [own[0], value]
     np.testing.assert_allclose(ends, wanted, atol=0.02)
-    x = np.load(the_file(tmp_path, "run/samples/*/samples.npz"))["samples"]
+    x = np.load(the_file(tmp_path, "run/samples/*/samples.npy"))
     truth = toy().truth
     assert truth is not None
     if value:

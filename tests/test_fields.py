@@ -40,6 +40,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "device": ("cpu", set()),
     "precision": ("bfloat16", MODEL),
     "compile": (True, set()),
+    "channels_last": (True, set()),
     "cache": ("elsewhere", set()),
     "data.size": (5, MODEL | {"training"}),
     "data.seed": (1, MODEL | {"training"}),
@@ -66,6 +67,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "train.save_every": (7, set()),
     "moments.times": (30, {"moments", "data_row"} | {"costs", "samples", "bound", "flow"}),
     "moments.draws": (40, {"moments", "data_row"} | {"costs", "samples", "bound", "flow"}),
+    "moments.target_error": (0.3, {"moments", "data_row"} | {"costs", "samples", "bound", "flow"}),
     "moments.batch_size": (7, set()),
     "moments.write_ms_eps": (True, set()),
     "moments.implausible": (True, set()),
@@ -167,13 +169,13 @@ def test_limits_of_x0_are_part_of_figures_and_of_heads_and_of_no_weights():
 def test_every_field_that_is_read_there_is_in_the_list(tmp_path):
     """But for the data set and the denoiser, whose members bring others along, and what only some members have.
 
-    Classes go with networks that are told them: tests/test_classes.py.
+    Classes go with networks that are told them: tests/test_classes.py. Recordings are refused without a GPU.
     """
     read = {item.name for item in TABLE.walk(session(tmp_path, {}).config, [n for n in TABLE.names if "." not in n])}
     for section in TABLE.sections:
         read |= {n for n in TABLE.starting(*TABLE_PRODUCTS) if n.startswith(f"{section}.")}
     unlisted = read - CHANGES.keys()
-    assert unlisted <= {"data.name", "denoiser.name", "denoiser.clip", "sampling.classes"}, unlisted
+    assert unlisted <= {"data.name", "denoiser.name", "denoiser.clip", "sampling.classes", "graphs"}, unlisted
 
 
 TABLE_PRODUCTS = ("weights", "training", "head", "model", "moments", "costs", "samples", "bound", "flow", "cell")

@@ -9,10 +9,15 @@ import pytest
 import torch
 
 from adpm.errors import UserError
-from benchmarks import gpu, models
+from adpm.noise import KeyedNoise
+from adpm.sampler import keyed, sample
+from adpm.solver import ReverseGaussian
+from adpm.variance import Unit
+from benchmarks import gpu, gpu_bench, models
+from benchmarks.published_loop import fresh, published_loop
 from tests.goldens import golden_json
 
-KEYS = {"figure", "value", "unit", "device", "precision", "compiled", "channels_last", "torch", "command"}
+KEYS = {"figure", "value", "unit", "device", "precision", "compiled", "channels_last", "graphs", "torch", "command"}
 CPU = torch.device("cpu")
 
 
@@ -42,14 +47,21 @@ def test_the_rehearsal_checks_everything_that_a_cpu_can(tmp_path, capsys, nothin
     cases = {(line["figure"], line["precision"], line["channels_last"]) for line in checked}
     layouts = [(p, last) for p in ("float32", "bfloat16") for last in (False, True)]
     names = [f"{name}: {what}" for name in models.SHIPPED for what in ("calls", "samples, K = 2")] + ["cifar10: calls"]
+    names += ["digits: Frechet distance of 24 samples, K = 2, less the published loop's"]
     assert cases == {(name, *layout) for name in names for layout in layouts} | {("keyed noise", "float32", False)}
+    far = [line for line in checked if "Frechet" in line["figure"]]
+    assert len(far) == 4 and far[0]["value"] < 1e-4 < 0.01 < far[0]["limit"], "the same loop, rounded otherwise"
+    checked = [line for line in checked if line not in far]
     exact = {line["value"] for line in checked if line["precision"] == "float32" and not line["channels_last"]}
     assert exact == {0.0}, "the same on the CPU is the same"
     assert all(line["value"] > 1e-4 for line in checked if line["precision"] == "bfloat16")
     speeds = [line["value"] for line in lines if line["unit"] == "images/s"]
-    assert len(speeds) == 8 and min(speeds) > 0
+    assert len(speeds) == 9 and min(speeds) > 0, "two for each of four cases, and the published loop"
+    ratios = [line["value"] for line in lines if "over the published loop in float32" in line["figure"]]
+    assert len(ratios) == 4 and min(ratios) > 0
     reasons = {(line["compiled"], line["skipped"]) for line in lines if "skipped" in line}
     assert (True, "no compiler works here (RuntimeError)") in reasons
+    assert {(recorded, "recordings are replayed on GPUs") for recorded in (False, True)} <= reasons
     assert (False, "TF32 is a mode of GPUs") in reasons and (False, "counted on GPUs only") in reasons
 
 
@@ -58,7 +70,7 @@ def bench(tmp_path) -> gpu.Bench:
 
 
 def test_where_a_convolution_compiles_it_is_compared(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda network: lambda x, label: network(x, label) + 1.0)
+    monkeypatch.setattr(torch, "compile", lambda network, **_: lambda x, label: network(x, label) + 1.0)
     with torch.inference_mode():
         assert gpu.without_compiler(bench(tmp_path)) == ""
     (line,) = lines_of(tmp_path / "gpu.jsonl")
@@ -69,13 +81,27 @@ def test_a_device_that_is_off_is_found(tmp_path, monkeypatch):
     """By as much as it is off: here the "device" adds 0.01 to what the network says, and eps is -sigma times that."""
     here = bench(tmp_path)
     comparison = gpu.Comparison(here, models.shipped("digits_ve"))
-    run = gpu.runnable
-    monkeypatch.setattr(gpu, "runnable", lambda *args: lambda x, label: run(*args)(x, label) + 0.01)
+    run = gpu_bench.runnable
+    monkeypatch.setattr(
+        gpu_bench, "runnable", lambda *args, **more: lambda x, label: run(*args, **more)(x, label) + 0.01
+    )
     with torch.inference_mode():
         comparison.take(gpu.PLAIN)
     calls, samples = lines_of(tmp_path / "gpu.jsonl")
     assert calls["value"] == pytest.approx(0.01 * 10.0, rel=1e-3), "sigma is 10 at the last time"
     assert not calls["ok"] and samples["value"] > 1e-4 and not here.report.ok
+
+
+@torch.inference_mode()
+def test_the_published_loop_is_ours_with_the_variance_of_unit_data():
+    """From the same noise the same samples, so that speeds and distances are of one thing."""
+    model, shape = models.shipped("digits"), (6, 1, 8, 8)
+    noise, times = keyed(KeyedNoise(3, "benchmark"), torch.arange(6), shape[1:]), model.times(7)
+    found = published_loop(model, model.network, times, shape, noise)
+    solver = ReverseGaussian(model.process, Unit())
+    *_, last = sample(model.denoiser(model.network), solver, model.process, times, noise)
+    assert torch.allclose(found, last.x, atol=2e-4) and found.std() > 0.3
+    assert not torch.equal(fresh(shape, CPU)(0), fresh(shape, CPU)(0))
 
 
 def test_a_value_that_is_not_a_number_fails(tmp_path):
@@ -134,7 +160,7 @@ def test_shipped_models_are_read_as_they_were_trained():
     """eps_hat is near eps where there is little else in x_t; a wrong label or range would not leave it so."""
     for name in models.SHIPPED:
         model = models.shipped(name)
-        noise = gpu.keyed(gpu.KeyedNoise(2, "benchmark"), torch.arange(64), model.shape)
+        noise = keyed(KeyedNoise(2, "benchmark"), torch.arange(64), model.shape)
         t = model.process.times[model.process.nearest_index(-6.0)]
         with torch.inference_mode():
             said = model.denoiser(model.network)(model.noisy(noise(0), noise(1), t), t)

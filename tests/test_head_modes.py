@@ -277,7 +277,7 @@ def test_samples_show_where_the_model_is_unsure(trained: Path) -> None:
     assert go(trained, "sample", **more) == 0
     (folder,) = trained.glob("samples/npr-even-K5-*")
     assert (folder / "deviation.png").exists()
-    with np.load(folder / "samples.npz") as batch:
+    with np.load(folder / "steps.npz") as batch:
         deviation, variance = batch["deviation"], batch["variance"]
     assert deviation.shape == (4, 5, 1, 4, 4)
     np.testing.assert_allclose((deviation.astype(np.float64) ** 2).mean((0, 2, 3, 4)), variance, rtol=1e-5)

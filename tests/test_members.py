@@ -181,8 +181,8 @@ def test_one_of_each_through_every_mode(file, capsys):
     protocol = json.loads((folder / "protocol.json").read_text())
     assert protocol["own"]["rule.share"] == 0.5 and protocol["own"]["sampling.factor"] == 1.0
     assert protocol["fields"]["process.beta"] == 0.2 and protocol["path"] == [0, 1, 3, 7, 19, 50]
-    variance = np.load(folder / "samples.npz")["variance"]
-    images = np.load(folder / "samples.npz")["samples"]
+    variance = np.load(folder / "steps.npz")["variance"]
+    images = np.load(folder / "samples.npy")
     assert images.dtype == np.uint8 and images.shape == (4, 1, 4, 4) and (variance > 0).all()
 
 

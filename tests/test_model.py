@@ -134,8 +134,8 @@ def test_a_config_gives_the_model_that_the_modes_use(tmp_path, monkeypatch):
     argv = ["main.py", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", *few]
     options = ["--config.sampling.samples=4", "--config.likelihood.images=6"]
     assert run([*argv, *options, "--mode=sample"], MODES) == 0
-    (file,) = (tmp_path / "run" / "samples").rglob("samples.npz")
-    kept = np.load(file)["samples"]
+    (file,) = (tmp_path / "run" / "samples").rglob("samples.npy")
+    kept = np.load(file)
     samples = model.sample(plan, n=4)
     assert np.abs(kept - ((samples.numpy() + 1.0) * 127.5)).max() <= 0.51
     assert run([*argv, *options, "--mode=likelihood"], MODES) == 0

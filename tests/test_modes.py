@@ -43,7 +43,7 @@ def go(workdir: Path, mode: str, *overrides: str, config: str = "configs/toy.py"
 
 def samples_in(workdir: Path) -> np.ndarray:
     (folder,) = (workdir / "samples").iterdir()
-    return np.load(folder / "samples.npz")["samples"]
+    return np.load(folder / "samples.npy")
 
 
 def events(workdir: Path, mode: str) -> EventAccumulator:

@@ -20,7 +20,6 @@ from scipy.stats import binom
 from torch import Tensor
 
 from adpm import ideal
-from adpm.costs import project_variance
 from adpm.denoiser import Denoiser, Prediction
 from adpm.draws import COLUMNS, CONTROLS, GAMMA, POWER, RESIDUAL, Draws, Estimate, Source, draw_moments, measure
 from adpm.errors import UserError
@@ -28,6 +27,7 @@ from adpm.moments import ESTIMATORS, MomentTable, implausible, spread_times
 from adpm.ms_eps import read_ms_eps, table_of_gamma, write_ms_eps
 from adpm.noise import KeyedNoise
 from adpm.parametrisation import PREDICTIONS, eps_from_x0
+from adpm.prices import project_variance
 from adpm.process import PROCESSES, Array, Process
 from adpm.run.data import digits
 

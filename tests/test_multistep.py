@@ -466,7 +466,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     protocol = json.loads((folder / "protocol.json").read_text())
     own = {key: protocol["own"][key] for key in protocol["own"] if key.startswith(("sampling", "rule"))}
     assert own["sampling.order"] == 2 and own["sampling.basis"] == "bh2" and "rule.name" not in own
-    assert np.load(folder / "samples.npz")["nfe"] == 8 and not list(tmp_path.rglob("moments*.npz"))
+    assert np.load(folder / "steps.npz")["nfe"] == 8 and not list(tmp_path.rglob("moments*.npz"))
     assert go(tmp_path, "toy", "sample", *PATH, "sampling.solver=sa", "sampling.eta=0.5") == 0
     assert len(list((tmp_path / "samples").glob("sa-karras-K8-*"))) == 1
 

@@ -222,7 +222,7 @@ def test_from_the_command_line(tmp_path: Path, chosen: str, option: str) -> None
     assert go(tmp_path / "run", "toy", "sample", *FEW, chosen, option) == 0
     folders = list((tmp_path / "run" / "samples").glob(f"{name}-even-K3*"))
     assert len(folders) == 2 and len(list((tmp_path / "cache").glob("moments-*.npz"))) == 1
-    one, other = (np.load(folder / "samples.npz")["samples"] for folder in folders)
+    one, other = (np.load(folder / "samples.npy") for folder in folders)
     assert one.shape == (4, *one.shape[1:]) and not np.array_equal(one, other)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch._inductor.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from adpm.noise import KeyedNoise, _box_muller, philox4x32
+from adpm.noise import KeyedNoise, _box_muller, _fused, philox4x32
 
 WORD = st.integers(0, 2**32 - 1)
 KNOWN_ANSWERS = {
@@ -112,8 +113,8 @@ def test_neighbouring_keys_are_uncorrelated(pair):
 def test_the_extreme_words_are_numbers():
     """The largest radius belongs to the word 0, sqrt(2 log 2^32); the word 2^32 - 1 has none."""
     low, high = torch.zeros(1, dtype=torch.int64), torch.full((1,), 2**32 - 1)
-    assert _box_muller([low, low, low, low])[0, 0] == pytest.approx((64 * np.log(2)) ** 0.5)
-    assert _box_muller([high, low, high, low]).abs().max() == 0.0
+    assert _box_muller(low, low)[0, 0] == pytest.approx((64 * np.log(2)) ** 0.5)
+    assert _box_muller(high, low).abs().max() == 0.0
 
 
 def test_noise_is_standard_normal():
@@ -137,3 +138,31 @@ def test_elements_of_a_sample_are_independent(power):
     r = torch.corrcoef(z.T).numpy()[np.triu_indices(d, 1)]
     assert abs(r).max() < 5.0 / np.sqrt(n)
     assert 1e-3 < stats.chi2.sf(n * (r**2).sum(), r.size) < 1 - 1e-3
+
+
+def test_fused_noise_has_the_same_bits_and_is_compiled_once():
+    """Other steps, seeds, batches and shapes are the same program; what is compiled are whole numbers alone."""
+    _fused.cache_clear()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    torch._inductor.metrics.reset()
+    for ids in (torch.arange(2, 9), torch.tensor([2**33 + 5, 7, 2**40]), torch.arange(150)):
+        for shape in ((9,), (2, 8, 8), (3, 5, 7)):
+            for seed, step in ((0, 0), (3, 1), (2**35 + 1, 999), (0, 2**20 + 7)):
+                fused, plain = (KeyedNoise(seed, "sample", which)(ids, step, shape) for which in (True, False))
+                assert torch.equal(fused, plain)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._inductor.metrics.generated_kernel_count <= 3
+
+
+def test_noise_needs_no_compiler(monkeypatch):
+    def refuse(*_: object, **__: object):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: refuse)
+    _fused.cache_clear()
+    noise, ids = KeyedNoise(5, "sample", fused=True), torch.arange(6)
+    with pytest.warns(UserWarning, match=r"many kernels.*no compiler"):
+        first = noise(ids, 3, (4, 4))
+    _fused.cache_clear()
+    assert torch.equal(first, KeyedNoise(5, "sample", fused=False)(ids, 3, (4, 4)))

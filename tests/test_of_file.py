@@ -369,8 +369,8 @@ def test_any_takes_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixt
     assert go(tmp_path / "run", "any.py", "sample", FORMATS / "plain_sde.pth", *few, *more) == 2
     assert "20x24" in one_sentence(capsys)
     assert go(tmp_path / "run", "any.py", "sample", FORMATS / "plain_sde.pth", *few, *more, "--config.data.size=8") == 0
-    (samples,) = (tmp_path / "run" / "samples").glob("*/samples.npz")
-    assert np.load(samples)["samples"].shape == (2, 3, 8, 8)
+    (samples,) = (tmp_path / "run" / "samples").glob("*/samples.npy")
+    assert np.load(samples).shape == (2, 3, 8, 8)
 
 
 def test_an_edm_pickle_from_file_to_samples(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adpm.costs import bound_costs, kl, kl_costs, measured_costs, project_variance
+from adpm.costs import bound_costs, kl, kl_costs, measured_costs
 from adpm.errors import UserError
 from adpm.kernel import reverse_kernel, step_nats
 from adpm.planning import BUDGETS, MONGE_TOLERANCE, PLANNING_METHODS, Planner, planner
+from adpm.prices import project_variance
 from adpm.process import DiscreteProcess, Process, cosine_betas, linear_betas, vp_integral_betas
 from adpm.shortest_path import all_budgets, divide, monge_violation, path_cost, table_edges
 from adpm.trajectory import FIXED

@@ -137,8 +137,8 @@ def test_estimate_sample_and_likelihood(tmp_path, data, capsys, name, variant):
         chosen = "+".join(filter(None, [variant, preset]))
         config = f"--config=configs/{name}.py{':' * bool(chosen)}{chosen}"
         assert run(["main.py", config, f"--mode={mode}", *places, *flags], MODES) == 0, capsys.readouterr().err
-    (samples,) = (tmp_path / "run" / "samples").glob("*/samples.npz")
-    assert np.load(samples)["samples"].shape == shape
+    (samples,) = (tmp_path / "run" / "samples").glob("*/samples.npy")
+    assert np.load(samples).shape == shape
     assert "bits/dim" in capsys.readouterr().out
 
 

@@ -44,6 +44,8 @@ PAGES = {
                 "data.md",
                 "diffusers.md",
                 "checkpoints.md",
+                "speed.md",
+                "scaling.md",
             )
         ),
     )
@@ -105,6 +107,9 @@ SHORTER = {
         *["--workers=1", "--trajectories=even", "--only", "DDIM", "adpm UniPC", "adpm spectral, eta 0"],
     ],
     "benchmarks.planning": ["--quick"],
+    "benchmarks.processes": ["--pairs=0", "--samples=4000"],
+    "--config.moments.target_error=0.05": ["--config.moments.target_error=0.5"],
+    "benchmarks.step_profile": ["--batch=4", "--steps=2"],
     "benchmarks.scheduler": [
         *["--steps=3", "--samples=40", "--seeds=2", "--draws=20", "--times=12"],
         *["--only", "spectral, least-cost, eta 0.5"],

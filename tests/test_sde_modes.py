@@ -41,8 +41,8 @@ def go(workdir: Path, config: str, mode: str, *overrides: str) -> int:
 
 
 def samples_in(workdir: Path) -> np.ndarray:
-    (file,) = workdir.glob("samples/*/samples.npz")
-    return np.load(file)["samples"].astype(np.float64)
+    (file,) = workdir.glob("samples/*/samples.npy")
+    return np.load(file).astype(np.float64)
 
 
 @pytest.mark.parametrize("name", PROCESSES)

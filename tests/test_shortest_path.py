@@ -15,8 +15,10 @@ from adpm.shortest_path import (
     dense,
     divide,
     edge_table,
+    halve,
     monge_violation,
     path_cost,
+    priced_edges,
     table_edges,
 )
 from tests.goldens import RTOL, Golden, golden, rel
@@ -98,26 +100,27 @@ def test_dense_is_exhaustive_search(table) -> None:
 @UNHURRIED
 @given(monge_tables(), st.integers(1, 9))
 def test_divide_is_exhaustive_search_on_monge_tables(table, stride: int) -> None:
-    last = len(table) - 1
+    last, edges = len(table) - 1, table_edges(table)
     assert monge_violation(table) <= 0
     expected = [np.inf, *(brute_force(table, k) for k in range(1, last + 1))]
-    budgets = all_budgets(table_edges(table), last, lambda edges: divide(edges, stride))
-    np.testing.assert_array_equal(budgets.costs, expected)
-    for k in np.flatnonzero(np.isfinite(budgets.costs)):
-        assert path_cost(table, budgets.path(k)) == budgets.costs[k]
+    for budgets in (all_budgets(edges, last, lambda e: divide(e, stride)), all_budgets(edges, last, halve)):
+        np.testing.assert_array_equal(budgets.costs, expected)
+        for k in np.flatnonzero(np.isfinite(budgets.costs)):
+            assert path_cost(table, budgets.path(k)) == edges.cost(budgets.path(k)) == budgets.costs[k]
 
 
 @UNHURRIED
 @given(monge_tables(largest=14), st.integers(1, 6))
-def test_both_searches_take_the_first_index_on_ties(table, stride: int) -> None:
+def test_all_searches_take_the_first_index_on_ties(table, stride: int) -> None:
     edges = table_edges(table)
-    exhaustive, quick = all_budgets(edges, edges.last), all_budgets(edges, edges.last, lambda e: divide(e, stride))
+    searches = (dense, lambda e: divide(e, stride), halve)
+    found = [all_budgets(edges, edges.last, search) for search in searches]
     cost = table[0].copy()
     for k in range(2, edges.last + 1):
         total = cost[:, None] + table  # C[k-1, s] + F[s, t], s down, t across
         cost = total.min(axis=0)
         reached = np.isfinite(cost)
-        for budgets in (exhaustive, quick):
+        for budgets in found:
             np.testing.assert_array_equal(budgets.parents[k][reached], total.argmin(axis=0)[reached])
 
 
@@ -131,8 +134,35 @@ def test_divide_equals_dense_on_smooth_monge_costs(last: int, stride: int) -> No
     table[0, 1:] = rng.normal(size=last)
     edges = table_edges(table)
     assert monge_violation(table) <= 1e-13
-    quick, exhaustive = all_budgets(edges, last, lambda e: divide(e, stride)), all_budgets(edges, last)
-    assert rel(quick.costs[1:], exhaustive.costs[1:]) < 1e-12
+    exhaustive = all_budgets(edges, last)
+    for quick in (all_budgets(edges, last, lambda e: divide(e, stride)), all_budgets(edges, last, halve)):
+        assert rel(quick.costs[1:], exhaustive.costs[1:]) < 1e-12
+
+
+@pytest.mark.parametrize("last", [2, 3, 63, 64, 65, 150])
+def test_costs_priced_when_they_are_asked_for_are_those_of_the_table(last: int) -> None:
+    rng = np.random.default_rng(last)
+    numbers, first = rng.normal(size=(last + 1, last + 1)), np.concatenate([[np.inf], rng.normal(size=last)])
+    table = upper(numbers)
+    table[0] = first
+
+    def price(s: np.ndarray, t: np.ndarray) -> np.ndarray:
+        assert (s < t).all() and (s >= 1).all() and (t <= last).all()
+        return numbers[s, t]
+
+    for most_tabled in (0, last):
+        edges = priced_edges(last, first, price, most_tabled)
+        assert edges.tabled == (most_tabled == last)
+        np.testing.assert_array_equal(edges.table(), table)
+        budgets, expected = (all_budgets(e, last) for e in (edges, table_edges(table)))
+        np.testing.assert_array_equal(budgets.parents, expected.parents)
+        assert edges.cost(budgets.path(2)) == path_cost(table, budgets.path(2))
+
+
+def test_too_many_times_to_look_at_every_step_are_refused() -> None:
+    edges = priced_edges(20_000, np.zeros(20_001), lambda s, t: 1.0 * (t - s))
+    with pytest.raises(UserError, match="20000 reference times are too many to look.*'kl' with its projection"):
+        all_budgets(edges, 2, dense)
 
 
 @pytest.mark.parametrize("last", [200, 1000])

@@ -21,7 +21,8 @@ from adpm.run.config import load_config
 from adpm.run.data import toy
 from adpm.run.families import house
 from adpm.run.modes.train import make_trainer
-from adpm.run.training import Trainer, batch_indices
+from adpm.run.order import batch_indices
+from adpm.run.training import Trainer
 from tests.boards import board
 from tests.processes import HANG, started, until
 from tests.trainings import options, small_trainer, steps

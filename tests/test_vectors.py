@@ -43,8 +43,8 @@ def test_the_prior_learns_a_gaussian(tmp_path: Path, file: Path) -> None:
     assert go(tmp_path / "run", file, "train", *train) == 0
     few = ("--config.moments.times=30", "--config.moments.draws=300", "--config.sampling.samples=2000")
     assert go(tmp_path / "run", file, "sample", *few, "--config.sampling.batch_size=2000") == 0
-    (found,) = (tmp_path / "run").glob("samples/*/samples.npz")
-    samples = np.load(found)["samples"].astype(np.float64).reshape(2000, DIM)
+    (found,) = (tmp_path / "run").glob("samples/*/samples.npy")
+    samples = np.load(found).astype(np.float64).reshape(2000, DIM)
     assert np.abs(samples.mean(0) - MEAN).max() < 0.06
     assert np.abs(samples.std(0) / DEVIATION - 1.0).max() < 0.2
     assert go(tmp_path / "run", file, "evaluate", *few, "--config.sampling.batch_size=2000") == 0

@@ -30,12 +30,13 @@ from adpm.progress import say
 from adpm.run import classes, heads, store, weights
 from adpm.run.checks import check_files, check_head_file, check_method, check_second_output
 from adpm.run.house import House
+from adpm.run.machine import called, check_machine
 from adpm.run.models import DenoiserNeeds, Loaded, Outputs, outputs_of
 from adpm.run.naming import naming
 from adpm.run.of_file import completed
 from adpm.run.problem import Problem, cache_of
 from adpm.run.said import check_weights
-from adpm.run.work import resolve_device, runnable, seeded
+from adpm.run.work import resolve_device, seeded
 from adpm.solver import Solver
 from adpm.start import Start, StartNeeds
 
@@ -101,7 +102,7 @@ class Session(Problem):
         resolve_device(self.config.device)
         _ = self.process
         self._check_there()
-        _ = self.data
+        check_machine(self.config, self.data.shape)
         classes.check_classes(self)
         if self.trainable:
             check_second_output(self.config, self.house.families, *self.outputs)
@@ -158,7 +159,7 @@ class Session(Problem):
         """`network` as a denoiser on this session's device, in its precision."""
         section = self.config.denoiser
         return Denoiser(
-            runnable(network, self.config.precision, self.config.compile, self.device),
+            called(self.config, network, self.device),
             self.process,
             predicts=section.predicts,
             time_label=self.build("denoiser.label", self.process),
@@ -186,8 +187,7 @@ class Session(Problem):
     @cached_property
     def model(self) -> Loaded:
         """The denoiser that the config names, with its trained head, or what stands for it, if the rule reads it."""
-        facts = self.rule_facts
-        if not facts.state_dependent:
+        if not (facts := self.rule_facts).state_dependent:
             return self.trunk
         if facts.around is not None:
             scale = self.known("coordinates").scale(self.process)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from adpm.errors import UserError, lookup, nearest
+from adpm.provenance import leaves
+from adpm.ranks import Ranks, as_one_of, joined, require_same
 from adpm.run.config import Job, Mode, load_config
-from adpm.run.work import one_process
+from adpm.run.families import PACKAGES
+from adpm.run.lock import held_locks
+
+_ROOT = Path(__file__).parents[2]
 
 USAGE = """usage: python main.py --config=FILE.py[:VARIANT] --mode=MODE [--workdir=DIR] [--config.SECTION.FIELD=VALUE]
 
@@ -29,23 +37,43 @@ def run(argv: Sequence[str], modes: Mapping[str, Mode]) -> int:
     if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
         print(USAGE.format(modes=" | ".join(modes)))
         return 0
+    these = Ranks()
     try:
-        one_process()
-        job, mode = parse(argv, modes)
-        lookup(modes, mode, "--mode")(job)
+        these = joined()
+        with as_one_of(these), held_locks() if these.first else nullcontext():
+            job, mode = parse(argv, modes)
+            if these.size > 1:
+                require_same(these, _about(job, mode))
+            lookup(modes, mode, "--mode")(job)
+            these.wait()  # who ends first may keep what the others still read
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _told(these, f"error: {error}")
     except BrokenPipeError:  # whoever read our lines has gone away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"error: {_of_system(error)}", file=sys.stderr)
-        return 2
+        return _told(these, f"error: {_of_system(error)}")
     except (KeyboardInterrupt, SystemExit) as stop:
-        print("\ninterrupted; run the same command again to continue where it stopped.", file=sys.stderr)
-        return stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130
+        code = stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130
+        return _told(these, "\ninterrupted; run the same command again to continue where it stopped.", code)
     return 0
+
+
+def _told(these: Ranks, line: str, code: int = 2) -> int:
+    """The exit code, with a line that one of the ranks prints."""
+    if these.tells():
+        print(line, file=sys.stderr)
+    return code
+
+
+def _about(job: Job, mode: str) -> dict[str, Any]:
+    """What all ranks have to be given alike."""
+    fields = {f"config.{name}": value for name, value in leaves(job.config.to_dict()).items()}
+    packages = ("adpm", *(name.split(".")[0] for name in PACKAGES))
+    sources = sorted(path for name in packages for path in (_ROOT / name).rglob("*.py"))
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    versions = {f"the version of {name}": version(name) for name in ("torch", "numpy")}
+    return {"--mode": mode, "--workdir": str(job.workdir), **versions, "the code (its hash)": code, **fields}
 
 
 def _of_system(error: OSError) -> str:

@@ -77,6 +77,11 @@ class DataSet:
             return stored
         return self.low + (self.high - self.low) / (self.levels - 1) * stored.float()
 
+    @property
+    def kept_as(self) -> Any:
+        """The type of images as they are kept."""
+        return np.uint8 if self.levels else np.float32
+
     def encode(self, images: NDArray[Any]) -> NDArray[Any]:
         """Images in [a, b] as they are kept: 256 levels, or float32 for continuous data."""
         if not self.levels:

@@ -30,6 +30,8 @@ SECTIONS: dict[str, dict[str, Field]] = {
             "float32", "of network calls; tables stay float64", choices="precision", of=("model", "machine")
         ),
         "compile": Field(False, "torch.compile the network", of=("machine",)),
+        "channels_last": Field(False, "keep images with their channels last in memory", of=("machine",)),
+        "graphs": Field(False, "record the network's call once on a GPU and replay it (CUDA graphs)", of=("machine",)),
         "cache": Field("", "folder of moments and cost tables; empty: 'cache' beside the workdir", of=("machine",)),
     },
     "data": {"name": Field("digits", "the data set", choices="data", of=_MODEL)},
@@ -74,6 +76,13 @@ SECTIONS: dict[str, dict[str, Field]] = {
         "ms_eps": Field("", 'a published ms_eps file (estimator "gamma" only) instead', of=()),
         "times": Field(100, "reference times measured, even in log-SNR; 0 = all", low=0, of=("moments",)),
         "draws": Field(300, "(image, noise) pairs per time", low=6, of=("moments", "costs")),
+        "target_error": Field(
+            0.0,
+            "relative standard error of Var[x0 | x_t] that draws and times grow to reach, from those above on; 0 = off",
+            low=0,
+            below=1,
+            of=(),
+        ),
         "batch_size": Field(256, "pairs per network call", low=1, of=("amount",)),
         "implausible": Field(
             False, "go on with a network that is worse than predicting no noise at all", of=("amount",)

@@ -24,6 +24,7 @@ from adpm.run.classes import of_images
 from adpm.run.naming import naming
 from adpm.run.store import Parts, digest, kept, parts_of, record
 from adpm.run.weights import exact_digest
+from adpm.target import reached
 
 
 def cache(session: Session) -> Path:
@@ -33,7 +34,10 @@ def cache(session: Session) -> Path:
 
 def moment_provenance(session: Session) -> dict[str, Any]:
     """What moments measured by this config depend on."""
-    return {**session.identity, "split": "train", "own": session.house.table.part(session.config, "moments")}
+    own = session.house.table.part(session.config, "moments")
+    target = session.config.moments.target_error
+    # A key of its own only where there is one: what was measured before there could be keeps its name.
+    return {**session.identity, "split": "train", "own": own, **({"target_error": target} if target else {})}
 
 
 def moments_for(session: Session) -> MomentTable:
@@ -65,7 +69,10 @@ def _measured(session: Session, path: Path) -> MomentTable:
         batch_size=section.batch_size,
         keep=Parts(parts_of(path)),
         provenance=moment_provenance(session),
+        target_error=section.target_error,
     )
+    if section.target_error:
+        say(f"{reached(measured.table, section.target_error)}.")
     check_plausible(session, measured.table)
     return measured.table
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from adpm.draws import Source
 from adpm.errors import UserError
 from adpm.likelihood import Levels
+from adpm.moving import moved
 from adpm.process import Process
 from adpm.run.choices import Choices
 from adpm.run.dataset import DataSet
@@ -53,7 +54,7 @@ class Problem(Choices):
 
     def images(self, split: str) -> Callable[[Tensor], Tensor]:
         """Numbers of a split's images -> the images in the network's range, on the device; read when asked."""
-        return lambda index: self.data.scaled(self.data.split(split)[index]).to(self.device)
+        return lambda index: moved(self.data.scaled(self.data.split(split)[index]), self.device)
 
     @property
     def cache(self) -> Path | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from adpm.provenance import leaves
+from adpm.ranks import alone, ranks
 from adpm.whole import write_whole
 
 EVENTS = "events.out.tfevents.*"
@@ -101,7 +102,7 @@ def _keep(folder: Path, last: int) -> None:
 
 
 class Report:
-    """TensorBoard events in one folder, to be closed; a context that closes itself.
+    """TensorBoard events in one folder, to be closed; a context that closes itself. Of several ranks the first writes.
 
     Args:
         folder: where the events lie.
@@ -110,8 +111,11 @@ class Report:
     """
 
     def __init__(self, folder: Path, last: int = 0) -> None:
-        _keep(folder, last)
-        self._writer = SummaryWriter(str(folder), purge_step=last + 1 if last else 0)  # for a board that is open
+        self._writer: SummaryWriter | None = None
+        if ranks().first:
+            with alone():
+                _keep(folder, last)
+            self._writer = SummaryWriter(str(folder), purge_step=last + 1 if last else 0)  # for a board that is open
 
     def __enter__(self) -> Report:
         return self
@@ -121,14 +125,20 @@ class Report:
     ) -> None:
         self.close()
 
+    def _write(self, kind: str, *what: Any) -> None:
+        """A method of the writer, where there is one."""
+        if self._writer is not None:
+            getattr(self._writer, kind)(*what)
+
     def _add(self, summary: Summary) -> None:
         """What the writer itself has no function for, or one that adds runs or tags of its own."""
-        self._writer._get_file_writer().add_summary(summary)
+        if self._writer is not None:
+            self._writer._get_file_writer().add_summary(summary)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point of each tag. A tag's steps must rise: TensorBoard forgets the points from a lower step on."""
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
+            self._write("add_scalar", tag, value, step)
 
     def curve(self, tag: str, points: Mapping[int, float]) -> None:
         """All points of a tag, step -> value, in whatever order."""
@@ -137,18 +147,18 @@ class Report:
 
     def picture(self, tag: str, unit_image: Tensor, step: int, factor: int = 4) -> None:
         enlarged = unit_image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-        self._writer.add_image(tag, enlarged, step)
+        self._write("add_image", tag, enlarged, step)
 
     def text(self, tag: str, text: str) -> None:
         self._add(texts.text_pb(tag, text))
 
     def figure(self, tag: str, figure: Figure, step: int = 0) -> None:
-        self._writer.add_figure(tag, figure, step)
+        self._write("add_figure", tag, figure, step)
 
     def layout(self, categories: Mapping[str, Mapping[str, str]]) -> None:
         """The Custom Scalars tab: category -> chart -> regular expression of the tags that it shows, of all runs."""
         charts = {name: {title: ["Multiline", [tags]] for title, tags in of.items()} for name, of in categories.items()}
-        self._writer.add_custom_scalars(charts)
+        self._write("add_custom_scalars", charts)
 
     def experiment(self, choices: Mapping[str, Sequence[str]], metrics: Mapping[str, str]) -> None:
         """The HParams tab: columns with their values, and scalar tags with their titles. One run of a board has it."""
@@ -171,7 +181,7 @@ class Report:
 
     def flush(self) -> None:
         """Write everything so far, so that it outlives a kill."""
-        self._writer.flush()
+        self._write("flush")
 
     def close(self) -> None:
-        self._writer.close()
+        self._write("close")

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path as File
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from adpm.drawing import draw
+from adpm.drawing import Sampler
 from adpm.paths import Path
 from adpm.progress import Arrays
 from adpm.run.assembly import Session
 from adpm.run.classes import of_samples
+from adpm.run.growing import Growing, Rows
 from adpm.run.measure import variance_for
 from adpm.run.naming import naming
 from adpm.run.paths import path_after_start, path_for, sampler_key, sampler_name
-from adpm.run.store import Parts, digest, parts_of, read_arrays, save_arrays, write_json
+from adpm.run.store import digest, read_arrays, save_arrays, write_json
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class Samples:
     """Samples of a session.
 
     Attributes:
-        kept: [n, C, H, W] as they are kept: uint8 levels 0..255 of the data's range, float32 for continuous data.
-        first: of the first batch, see `adpm.drawing.Drawn`.
+        kept: [n, C, H, W] on disk: uint8 levels 0..255 of the data's range, float32 for continuous data.
+        first: of the first batch, see `adpm.drawing.Sampler`.
         path: that they were drawn along, after a start's jump.
         folder: where they lie, with their protocol.
         file: of the samples.
@@ -39,7 +37,7 @@ class Samples:
         decode: kept images -> images in the data's range.
     """
 
-    kept: NDArray[Any]
+    kept: Rows
     first: Arrays
     path: Path
     folder: File
@@ -50,7 +48,7 @@ class Samples:
 
     def images(self, part: slice = slice(None)) -> Tensor:
         """Images in the data's range, float32."""
-        return self.decode(self.kept[part])
+        return self.decode(self.kept[part].numpy())
 
 
 def samples_for(session: Session, path: Path | None = None) -> Samples:
@@ -65,50 +63,44 @@ def samples_for(session: Session, path: Path | None = None) -> Samples:
     path = path_after_start(session, path or path_for(session))
     key = sampler_key(session, path)
     folder = session.workdir / "samples" / f"{sampler_name(session)}-{digest(key)}"
-    file = folder / "samples.npz"
+    file, steps = folder / "samples.npy", folder / "steps.npz"
     started = time.perf_counter()
-    found = read_arrays(file, partial(_check, session, path))
-    if found is not None and int(found["batch_size"]) != section.batch_size:
-        found = None  # images are bitwise equal at the same batching only
-    if found is None or len(found["samples"]) < section.samples:
-        with naming(session.house.table, "sampling"):
-            solver = session.solver(variance_for(session), path.times)
-            session.learn()  # what is missing is measured before anything is drawn
-            drawn = draw(
-                of_samples(session, model.denoise),
-                solver,
-                session.process,
-                path.times,
-                session.data.shape,
-                section.samples,
-                seed=session.config.seed,
-                batch_size=section.batch_size,
-                device=session.device,
-                start=session.start,
-                keep=Parts(parts_of(file) / f"batches-of-{section.batch_size}", partial(_earlier, found)),
-                encode=session.data.encode,
-            )
-        facts = {"drawing": np.array(drawn.seconds), "batch_size": np.array(section.batch_size)}
-        found = {**drawn.first, "samples": drawn.images, **facts}
-        save_arrays(file, found)
-        shutil.rmtree(parts_of(file), ignore_errors=True)
-    kept = found.pop("samples")[: section.samples]
+    first = read_arrays(steps, partial(_check, path))
+    growing = Growing(file, session.data.shape, session.data.kept_as, section.batch_size)
+    batches = None if first is None else growing.whole(section.samples)
+    if batches is None:
+        # what the first batch was like is not known without drawing it again
+        begun = partial(save_arrays, steps)
+        batches = growing.fill(section.samples, _sampler(session, path), begun, afresh=first is None)
+        first = read_arrays(steps)
+    assert first is not None
+    kept = Rows(file, section.samples)
     write_json(folder / "protocol.json", {**key, "weights_from": model.source, "samples": len(kept)})
-    seconds, drawing = time.perf_counter() - started, float(found.pop("drawing"))
-    return Samples(kept, found, path, folder, file, seconds, drawing, session.data.decode)
+    drawing = sum(batch.seconds for batch in batches)
+    return Samples(kept, first, path, folder, file, time.perf_counter() - started, drawing, session.data.decode)
 
 
-def _check(session: Session, path: Path, arrays: Arrays) -> None:
-    """What a file of samples has to be."""
+def _sampler(session: Session, path: Path) -> Sampler:
+    """What is missing is measured before anything is drawn."""
+    with naming(session.house.table, "sampling"):
+        solver = session.solver(variance_for(session), path.times)
+        session.learn()
+        return Sampler(
+            of_samples(session, session.sampler_model.denoise),
+            solver,
+            session.process,
+            path.times,
+            session.data.shape,
+            session.config.seed,
+            session.device,
+            session.start,
+            session.data.encode,
+        )
+
+
+def _check(path: Path, arrays: Arrays) -> None:
+    """What is known of the first batch has to be of this path."""
     per_step = [arrays[name].shape for name in ("t", "variance", "clipped")]
-    if arrays["samples"].shape[1:] != session.data.shape or per_step != [(path.steps,)] * 3:
-        raise ValueError(f"samples {arrays['samples'].shape}, {per_step} steps")
-    _ = arrays["strip"], arrays["deviation"], arrays["shown"], arrays["nfe"], arrays["drawing"], arrays["batch_size"]
-
-
-def _earlier(found: Arrays | None, items: range) -> Arrays | None:
-    """A range of an earlier, shorter run of the same samples."""
-    if found is None or items.stop > len(found["samples"]):
-        return None
-    rest = {name: value for name, value in found.items() if name not in ("samples", "drawing", "batch_size")}
-    return {**rest, "samples": found["samples"][items.start : items.stop], "seconds": np.array(0.0)}
+    if per_step != [(path.steps,)] * 3:
+        raise ValueError(f"{per_step} steps")
+    _ = arrays["strip"], arrays["deviation"], arrays["shown"], arrays["nfe"]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,10 +21,15 @@ import numpy as np
 
 from adpm.errors import UserError
 from adpm.progress import Arrays, Keep, progress, say
+from adpm.ranks import alone, ranks
 from adpm.reading import plain_file, read_npz
+from adpm.run.lock import hold
 from adpm.whole import write_whole
 
 Table = TypeVar("Table")
+
+_LATE = 60
+"""Seconds after which a file that another machine wrote has to be seen here."""
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -82,16 +89,47 @@ class Parts:
     have: Callable[[range], Arrays | None] = lambda items: None
 
     def __call__(self, total: int, size: int, work: Callable[[range], Arrays], what: str) -> Iterator[Arrays]:
-        starts = range(0, total, size)
-        for start in progress(starts, total=len(starts), what=what):
-            items = range(start, min(start + size, total))
-            arrays = self.have(items)
-            path = self.folder / f"{items.start:07d}-{items.stop:07d}.npz"
-            arrays = read_arrays(path) if arrays is None else arrays
+        ranges = [range(start, min(start + size, total)) for start in range(0, total, size)]
+        if ranks().size > 1:
+            self.share(ranges, work, what)
+            yield from map(self.written, ranges)
+            return
+        for items in progress(ranges, what=what):
+            arrays = self._read(items)
             if arrays is None:
                 arrays = work(items)
-                save_arrays(path, arrays)
+                save_arrays(self.file(items), arrays)
             yield arrays
+
+    def share(self, ranges: Sequence[range], work: Callable[[range], Arrays], what: str) -> None:
+        """Work on the missing ranges together with the other ranks; all of them are there afterwards."""
+        here = ranks()
+        missing = here.of_first([items for items in ranges if self._read(items) is None] if here.first else None)
+        mine = progress(here.shares(len(missing)), total=math.ceil(len(missing) / here.size), what=f"{what}, a share")
+        with alone():
+            for number in mine:
+                save_arrays(self.file(missing[number]), work(missing[number]))
+        here.wait()
+
+    def file(self, items: range) -> Path:
+        """Where a range is kept."""
+        return self.folder / f"{items.start:07d}-{items.stop:07d}.npz"
+
+    def _read(self, items: range) -> Arrays | None:
+        arrays = self.have(items)
+        return read_arrays(self.file(items)) if arrays is None else arrays
+
+    def written(self, items: range) -> Arrays:
+        """What a rank has left, which a shared folder may show late.
+
+        Raises:
+            UserError: if it does not.
+        """
+        for _ in range(_LATE):
+            if (arrays := self._read(items)) is not None:
+                return arrays
+            time.sleep(1.0)
+        raise UserError(f"'{self.file(items)}' was written by another process; all of a job have to see one folder.")
 
 
 def record(
@@ -108,10 +146,9 @@ def record(
     """
     found = read_arrays(path, check)
     if found is None:
-        parts = parts_of(path)
-        found = {name: np.asarray(value) for name, value in make(Parts(parts)).items()}
+        found = {name: np.asarray(value) for name, value in make(Parts(parts_of(path))).items()}
         save_arrays(path, found)
-        shutil.rmtree(parts, ignore_errors=True)
+    remove(parts_of(path))  # a kill may have come between
     return found
 
 
@@ -128,14 +165,22 @@ def kept(
     """
     if path.is_file():
         try:
-            return load(path)
+            found = load(path)
+            remove(parts_of(path))  # a kill may have come between
+            return found
         except UserError as error:
             say(f"{error} Measuring them again.")
     made = make()
     write_whole(path, save(made))
-    shutil.rmtree(parts_of(path), ignore_errors=True)
+    remove(parts_of(path))
     say(f"{what}: {path}")
     return made
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder that all ranks are done with."""
+    if ranks().first:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def parts_of(path: Path) -> Path:
@@ -144,10 +189,10 @@ def parts_of(path: Path) -> Path:
 
 
 def check_writable(workdir: Path) -> None:
-    """Create the workdir and try it.
+    """Create the workdir, try it, and keep other commands out of it.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: if it cannot be written, or another command is at work there.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -155,6 +200,7 @@ def check_writable(workdir: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"--workdir = '{workdir}' cannot be written ({error.strerror}); choose another.") from error
+    hold(workdir)
 
 
 def claim(workdir: Path, wanted: Mapping[str, Any]) -> None:

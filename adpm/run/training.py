@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from adpm.denoiser import Denoise
 from adpm.errors import UserError, lookup
 from adpm.families import Kind
+from adpm.moving import moved
 from adpm.nn.checkpoint import load_weights, state_hash
 from adpm.noise import KeyedNoise
 from adpm.objective import Objective
@@ -29,10 +29,12 @@ from adpm.objective import losses as losses_of
 from adpm.process import Array, Process
 from adpm.run.classes import TrainingClasses, given
 from adpm.run.dataset import DataSet
+from adpm.run.order import batch_indices, mixed
 from adpm.run.state import check_state, largest, read_state, torch_save_bytes
 from adpm.run.store import differences
 from adpm.run.stored import in_batches
 from adpm.run.times import TIMES, stratified
+from adpm.run.together import Together
 from adpm.whole import write_whole
 
 SCHEDULES: dict[str, Kind] = {
@@ -73,26 +75,6 @@ class TrainOptions:
         Without this warm-up, ema_decay^k of the average would still be the initial weights after k iterations.
         """
         return min(self.ema_decay, (1 + iteration) / (10 + iteration))
-
-
-def _mixed(seed: int, number: int) -> int:
-    """A seed for torch, whose generator on the CPU reads 32 bits of it: the number itself for seed 0."""
-    return (seed * 0x9E3779B1 + number) % 2**32
-
-
-@lru_cache(maxsize=2)
-def _permutation(seed: int, size: int) -> Tensor:
-    """Of an epoch; kept, because one of a million numbers takes as long as a step."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-
-
-def batch_indices(seed: int, iteration: int, batch_size: int, size: int) -> Tensor:
-    """Indices of one batch: consecutive pieces of one fresh permutation per epoch."""
-    first = iteration * batch_size
-    epochs = range(first // size, (first + batch_size - 1) // size + 1)
-    order = torch.cat([_permutation(_mixed(seed, epoch), size) for epoch in epochs])
-    start = first - epochs[0] * size
-    return order[start : start + batch_size]
 
 
 class Trainer:
@@ -146,6 +128,7 @@ class Trainer:
             load_weights(network, start, "start")
         self.denoise = denoiser(network)
         self.device = next(network.parameters()).device
+        self.together = Together(options.batch_size, self.device)
         self.ema = AveragedModel(network, multi_avg_fn=self._average)
         self.ema.n_averaged += 1  # the weights that it begins with; else its first update would copy
         self.averaged = denoiser(self.ema.module)
@@ -157,6 +140,8 @@ class Trainer:
         self._batch: tuple[Tensor, Tensor] | None = None
         if state_file.exists():
             self._restore()
+        joined = self.together.joined(network)
+        self._stepping = self.denoise if joined is network else denoiser(joined)
 
     def step(self) -> dict[str, float]:
         """One iteration; returns its loss, gradient norm and learning rate.
@@ -168,10 +153,13 @@ class Trainer:
         x0, eps, t, weights, classes = self._examples(i)
         self.network.train()
         with torch.random.fork_rng([x0.device] if x0.is_cuda else []):
-            torch.manual_seed(_mixed(self.seed, i))  # dropout
-            losses = self.loss_of(self.denoise, x0, eps, t, classes)
-        loss = (losses * torch.as_tensor(weights, dtype=losses.dtype, device=losses.device)).mean()
-        self.require_finite("the training loss", loss.item())
+            torch.manual_seed(mixed(self.seed, i + self.together.salt))  # dropout
+            losses = self.loss_of(self._stepping, x0, eps, t[self.together.part], classes)
+        weight = moved(weights, losses.device, losses.dtype)
+        loss = (losses * weight[self.together.part]).mean()
+        of_all = self.together.all_of(losses.detach())
+        total = (of_all * weight).mean().item()
+        self.require_finite("the training loss", total)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, options.grad_clip or math.inf)
@@ -181,9 +169,9 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.step()
         self.ema.update_parameters(self.network)
-        self.times.update(t, losses.detach().double().cpu().numpy())
+        self.times.update(t, of_all.double().cpu().numpy())
         self.iteration += 1
-        return {"train/loss": loss.item(), "train/grad_norm": norm.item(), "train/learning_rate": rate}
+        return {"train/loss": total, "train/grad_norm": norm.item(), "train/learning_rate": rate}
 
     def loss_of(self, denoise: Denoise, x0: Tensor, eps: Tensor, t: Array, classes: Tensor | None = None) -> Tensor:
         """The objective of a denoiser at x_t = alpha_t x0 + sigma_t eps, per example, of these classes if any."""
@@ -222,7 +210,8 @@ class Trainer:
         self.ema.module.eval()
         with torch.inference_mode():
             for what, denoise in {"the loss": self.denoise, "the loss of the average": self.averaged}.items():
-                self.require_finite(what, self.loss_of(denoise, x0, eps, t, classes).mean().item())
+                losses = self.loss_of(denoise, x0, eps, t[self.together.part], classes)
+                self.require_finite(what, self.together.all_of(losses).mean().item())
 
     def require_finite(self, what: str, value: float) -> None:
         """Refuse a number that says that the training has diverged.
@@ -239,12 +228,15 @@ class Trainer:
             )
 
     def _examples(self, iteration: int) -> tuple[Tensor, Tensor, Array, Array, Tensor | None]:
-        """x0, eps, times, weights and classes of an iteration: of (seed, iteration) and of what `times` learned."""
+        """x0, eps, times, weights and classes of an iteration: of (seed, iteration) and of what `times` learned.
+
+        Times and weights are those of the whole batch, the others of this rank's part.
+        """
         size = self.options.batch_size
         images, stored = self._stored(iteration)
-        x0 = self.data.scaled(stored).to(self.device)
+        x0 = moved(self.data.scaled(stored), self.device)
         t, weights = self.times.draw(stratified(self.seed, iteration, size))
-        numbers = iteration * size + torch.arange(size, device=self.device)
+        numbers = iteration * size + torch.arange(size, device=self.device)[self.together.part]
         if self.data.flips:
             mirrored = KeyedNoise(self.seed, "flips")(numbers, 0, torch.Size((1, 1, 1))) < 0.0
             x0 = torch.where(mirrored, x0.flip(-1), x0)
@@ -255,6 +247,7 @@ class Trainer:
         """End the processes that read ahead, now: found in a cycle by the garbage collector, they take 5 s each."""
         self._ahead.close()
         self._last, self._batch = -1, None
+        self.together.close()
 
     def _stored(self, iteration: int) -> tuple[Tensor, Tensor]:
         """Numbers and images, as they are stored, of an iteration; those of the next ones are read ahead from files.
@@ -265,7 +258,7 @@ class Trainer:
             size, images = self.options.batch_size, self.data.split("train")
 
             def numbers_of(i: int) -> Tensor:
-                return batch_indices(self.seed, i, size, len(images))
+                return batch_indices(self.seed, i, size, len(images))[self.together.part]
 
             if iteration != self._last + 1 or self._batch is None:
                 self._ahead.close()

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from adpm.errors import UserError, lookup
 from adpm.families import Kind
+from adpm.ranks import alone, ranks
+from adpm.run.replay import Record, Replayed, filled
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,20 +29,31 @@ Result = TypeVar("Result")
 
 
 def resolve_device(name: str) -> torch.device:
-    """auto | cpu | cuda | cuda:N as a device that is there.
+    """auto | cpu | cuda | cuda:N as a device that is there; of several ranks each has a GPU of its own, in their order.
 
     Raises:
-        UserError: for another name, or a GPU that torch does not see.
+        UserError: for another name, a GPU that torch does not see, or fewer of them than ranks.
     """
-    count, found = torch.cuda.device_count(), re.fullmatch(r"cpu|(?P<auto>auto)|(?P<cuda>cuda)(:(?P<n>\d+))?", name)
+    here = ranks()
+    count, found = (
+        torch.cuda.device_count(),
+        re.fullmatch(r"(?P<cpu>cpu)|(?P<auto>auto)|(?P<cuda>cuda)(:(?P<n>\d+))?", name),
+    )
     if found is None:
         raise UserError(f"config.device = '{name}' is unknown; known: auto, cpu, cuda, cuda:N.")
-    if found["auto"]:
-        return torch.device("cuda" if count else "cpu")
+    if found["cpu"] or (found["auto"] and not count):
+        return torch.device("cpu")
+    seen = f"{count} GPUs" if count else "no GPU"
     if found["cuda"] and int(found["n"] or 0) >= count:
-        seen = f"{count} GPUs" if count else "no GPU"
         raise UserError(f"config.device = '{name}', but this torch sees {seen}; use auto or cpu.")
-    return torch.device(name)
+    if here.local_size == 1:
+        return torch.device("cuda" if found["auto"] else name)
+    if found["n"] or here.local_size > count:
+        told = f"{here.local_size} processes on this machine, which has {seen}"
+        raise UserError(
+            f"config.device = '{name}' with {told}: each needs its own; use auto, and --nproc-per-node={max(count, 1)}."
+        )
+    return torch.device("cuda", here.local)
 
 
 @contextmanager
@@ -65,20 +78,38 @@ PRECISIONS: dict[str, Kind] = {
 """Builders take the device and give a context for network calls."""
 
 
-def runnable(network: nn.Module, precision: str, compiled: bool, device: torch.device) -> Callable[..., Tensor]:
+def runnable(
+    network: nn.Module,
+    precision: str,
+    compiled: bool,
+    device: torch.device,
+    *,
+    channels_last: bool = False,
+    record: Record | None = None,
+    sizes: Collection[int] = (),
+) -> Callable[..., Tensor]:
     """The network as the rest of the code calls it: on its device, in its precision, compiled or not.
 
     It takes (x, label), and classes [B] or None besides where it is told them.
 
-    A compiler that is missing is told in a sentence at the first call, which is when it is wanted.
+    Args:
+        network: is moved to the device.
+        precision, compiled, device: see above. A compiler that is missing is told in a sentence at the first call,
+            which is when it is wanted.
+        channels_last: whether images [B, C, H, W], and the weights of convolutions, are laid out so.
+        record: what calls are recorded with, to be replayed; None: they are made one by one.
+        sizes: of batches, where calls of few shapes are wanted: others are filled up to the next of these.
     """
+    layout = torch.channels_last if channels_last else torch.preserve_format
     network.to(device)
-    call: Callable[..., Tensor] = torch.compile(network) if compiled else network
+    if channels_last:
+        network.to(memory_format=layout)  # type: ignore[call-overload]
+    call: Callable[..., Tensor] = torch.compile(network, dynamic=False if sizes else None) if compiled else network
     context = lookup(PRECISIONS, precision, "config.precision").build
 
     def forward(x: Tensor, label: Tensor, *classes: Tensor | None) -> Tensor:
         with context(device):
-            return call(x.float(), label.float(), *classes).float()
+            return call(x.float().contiguous(memory_format=layout), label.float(), *classes).float()
 
     def guarded(x: Tensor, label: Tensor, *classes: Tensor | None) -> Tensor:
         try:
@@ -92,7 +123,10 @@ def runnable(network: nn.Module, precision: str, compiled: bool, device: torch.d
                 "on the CPU. Set it to False, or install one."
             ) from error
 
-    return guarded if compiled else forward
+    made: Callable[..., Tensor] = guarded if compiled else forward
+    if record is not None:
+        made = Replayed(made, record)
+    return filled(made, sizes) if sizes else made
 
 
 @contextmanager
@@ -104,19 +138,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 # Processes
-
-
-def one_process() -> None:
-    """Refuse to be one of several that torchrun has started: they would all do everything.
-
-    Raises:
-        UserError: where there is more than one.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, and each would do all the work in the same "
-            "folder; start one (--nproc-per-node=1), or plain python."
-        )
 
 
 def available(device: torch.device) -> int:
@@ -131,12 +152,17 @@ def side_by_side(
 ) -> Iterator[tuple[Item, Result]]:
     """The items with what `work` makes of them, as they finish; processes never outlive the one that started them.
 
+    Where there are several ranks, these are the processes: each takes items as it becomes free, with one thread.
+
     Args:
         work: a module's function.
         items: to be worked on, in this order.
         processes: 1: this one, with all of torch's threads; more: that many new ones, one thread each.
         start: called first in every process, as start(*given).
     """
+    if ranks().size > 1:
+        yield from _over_ranks(work, list(items), start, *given)
+        return
     if processes == 1:
         start(*given)
         for item in items:
@@ -159,6 +185,21 @@ def side_by_side(
     finally:
         held.close()
         watched.close()
+
+
+def _over_ranks(
+    work: Callable[[Item], Result], items: list[Item], start: Callable[..., None], *given: Any
+) -> Iterator[tuple[Item, Result]]:
+    """All items with what some rank made of them, in their order, on every rank."""
+    here, made = ranks(), dict[int, Result]()
+    torch.set_num_threads(1)
+    with alone(quiet=False):
+        start(*given)
+        for number in here.shares(len(items)):
+            made[number] = work(items[number])
+    of_all = {number: result for part in here.gathered(made) for number, result in part.items()}
+    for number, item in enumerate(items):
+        yield item, of_all[number]
 
 
 @contextmanager

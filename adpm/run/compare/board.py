@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 
 from adpm.process import Array
+from adpm.ranks import ranks
 from adpm.run.compare.figures import strip
 from adpm.run.compare.merit import BITS, DISTANCE, ranked
 from adpm.run.compare.method import Method
@@ -75,7 +76,7 @@ def write_board(results: Results, pictures: Mapping[str, Figure], folder: Path) 
         pictures: the overview's, in the order in which they are shown.
         folder: of the runs; events of runs that are no longer there are removed.
     """
-    for old in folder.glob("*/events.out.tfevents.*"):
+    for old in folder.glob("*/events.out.tfevents.*") if ranks().first else ():
         old.unlink()
         with contextlib.suppress(OSError):  # something else is in it, too
             old.parent.rmdir()

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from adpm.errors import UserError, lookup
 from adpm.families import Families
 from adpm.progress import progress, say
+from adpm.ranks import ranks
 from adpm.run.compare.board import view, write_board
 from adpm.run.compare.cells import Cells, in_words
 from adpm.run.compare.collect import collect, rows_of
@@ -87,9 +88,12 @@ def _check_data(grid: Grid) -> None:
 def _measure(cells: Cells) -> list[str]:
     """Make the missing records; returns what went wrong."""
     grid = cells.grid
-    wanted = [method for method in grid.plan[0] if cells.missing(method)]
+    missing = [method for method in grid.plan[0] if cells.missing(method)]
     # methods share moments, and the figures want them even when nothing else is missing
-    first = {method.formulation: method for method in grid.plan[0] if method in wanted or not cells.has_moments(method)}
+    without = {
+        method.formulation: method for method in grid.plan[0] if method in missing or not cells.has_moments(method)
+    }
+    wanted, first = ranks().of_first((missing, without))
     failed: list[str] = []
     if first:
         say(f"{len(wanted)} of {len(grid.plan[0])} methods have cells to measure.")

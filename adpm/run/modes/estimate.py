@@ -87,7 +87,7 @@ def _print_table(session: Session, table: MomentTable) -> None:
     process, names = session.process, measured(table)
     estimates = {name: table.posterior_variance(name, process) for name in names}
     known = len(names) > 1  # a published file has no error bars
-    told = f", +- one standard error; {len(table.times)} times, {table.draws[0].n} draws each" if known else ""
+    told = f", +- one standard error; {len(table.times)} times, {_counts(table)} draws each" if known else ""
     say(f"Var[x0|x_t] per dimension{told}:")
     say("       t  log-SNR  " + "".join(f"{name:>26}" for name in names))
     for i in np.linspace(0, len(table.times) - 1, _SHOWN).round().astype(int):
@@ -103,6 +103,11 @@ def _print_table(session: Session, table: MomentTable) -> None:
             f"'{chosen}': standard error {np.median(relative):.1%} in the median, {relative.max():.1%} at worst; "
             f"left-out times are interpolated within {np.median(left_out):.1%} (median), {left_out.max():.1%} (worst)."
         )
+
+
+def _counts(table: MomentTable) -> str:
+    counts = [draws.n for draws in table.draws]
+    return f"{counts[0]}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ class Evaluation:
             "path": protocol["path"],
         }
         return ImageSet(
-            torch.from_numpy(drawn.kept),
+            drawn.kept,
             torch.arange(len(drawn.kept)),
             lambda kept: 2.0 * session.data.to_unit(session.data.decode(kept.numpy())) - 1.0,
             {"samples": protocol, "batches": session.config.sampling.batch_size},

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from adpm.classes import at
 from adpm.denoiser import Denoise
+from adpm.moving import moved
 from adpm.nn.checkpoint import save_weights
 from adpm.noise import KeyedNoise
 from adpm.progress import progress, say
+from adpm.ranks import ranks
 from adpm.run.assembly import Session
 from adpm.run.classes import TrainingClasses, of_samples
 from adpm.run.interrupts import Stop, deferred_interrupt
@@ -39,7 +41,9 @@ def train(session: Session) -> None:
             say(f"continuing at iteration {trainer.iteration} of {trainer.options.iterations}{changed}.")
         if trainer.iteration < trainer.options.iterations:
             parameters = sum(p.numel() for p in trainer.network.parameters())
-            say(f"training {parameters:,} parameters on {session.device} ({session.config.precision}).")
+            each = f", {trainer.together.own} images each" if ranks().size > 1 else ""
+            of = f" in {ranks().size} processes{each}" if each else ""
+            say(f"training {parameters:,} parameters on {session.device} ({session.config.precision}){of}.")
             shown = of_samples(session, session.denoiser(trainer.ema.module, clip=True))
             chosen = {"objective": session.config.train.objective} | dataclasses.asdict(trainer.options)
             with Report(board / trainee.name, last=trainer.iteration) as report, deferred_interrupt() as stop:
@@ -94,10 +98,12 @@ def loop(trainer: Trainer, report: Report, shown: Denoise, stop: Stop) -> None:
             say(f"iteration {done}: test loss {loss:.4f} (EMA), loss {values['train/loss']:.4f}")
         if options.sample_every and done % options.sample_every == 0:
             report.picture("train/samples", preview(trainer, shown), done)
-        if done % options.save_every == 0 or last or stop.requested:
+        stopping = trainer.together.largest(stop.signal or 0)  # all ranks stop after the same iteration
+        if done % options.save_every == 0 or last or stopping:
             report.flush()  # a state goes on with what was reported before it
             trainer.save()
-        if stop.requested:
+        if stopping:
+            stop.signal = stopping
             say(f"stopped after iteration {done}; the state is saved in '{trainer.state_file}'.")
             raise stop.error()
 
@@ -119,7 +125,7 @@ def held_out_loss(trainer: Trainer) -> float:
         fractions = (np.arange(len(images)) * 0.618033988749895 + k / _TEST_PASSES) % 1.0
         times = process.uniform_times(fractions)
         for numbers in torch.arange(len(images)).split(batch):
-            x0 = data.scaled(images[numbers]).to(trainer.device)
+            x0 = moved(data.scaled(images[numbers]), trainer.device)
             eps = noise(numbers.to(trainer.device), k, x0.shape[1:])
             classes = trainer.classes.of_tests(numbers) if trainer.classes else None
             total += trainer.loss_of(trainer.averaged, x0, eps, times[numbers.numpy()], classes).sum().item()
