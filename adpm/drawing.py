@@ -22,6 +22,8 @@ from adpm.solver import Solver, Step
 from adpm.start import Start
 
 STRIP_ROWS, STRIP_COLUMNS = 8, 10
+STREAM = "sample"
+"""Of the noise of samples."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,17 @@ def draw_batch(
     shape: tuple[int, ...],
     seed: int,
     start: Start | None = None,
+    stream: str = STREAM,
 ) -> Arrays:
-    """The samples with these numbers, and what each step was like; pictures along the path with number 0 only."""
+    """The samples with these numbers, and what each step was like; pictures along the path with number 0 only.
+
+    Args:
+        denoise, solver, process, times, shape, seed, start: see `draw`.
+        numbers: [B].
+        stream: of the noise, see `KeyedNoise`.
+    """
     counted, shows = Counted(at(denoise, numbers)), int(numbers[0]) == 0
-    noise = keyed(KeyedNoise(seed, "sample"), numbers, shape)
+    noise = keyed(KeyedNoise(seed, stream), numbers, shape)
     started = time.perf_counter()
     variances, clipped, strip, spread = [], [], [], []
     last = len(times) - 2

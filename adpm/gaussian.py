@@ -69,6 +69,11 @@ class Covariance(ABC):
     def _per_element(self, x: Tensor) -> Tensor:
         return moved(self.values, x.device, x.dtype).expand_as(x)
 
+    def times(self, x: Tensor) -> Tensor:
+        """C x."""
+        coordinates = self.forth(x)
+        return self.back(self._per_element(coordinates) * coordinates)
+
     def draw(self, mean: Tensor, noise: Tensor) -> Tensor:
         """mean + C^(1/2) noise for standard normal noise of mean's shape.
 

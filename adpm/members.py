@@ -9,6 +9,7 @@ from adpm.denoiser import EPS_AFTER_CLIP, LABELS
 from adpm.derivative import DERIVATIVES
 from adpm.dpm_solver_v3 import DIFFERENCES, HALVES
 from adpm.dpm_solver_v3 import SOLVERS as V3
+from adpm.egsde import ENERGIES
 from adpm.exponential import DEIS_VARIABLES, DPMPP_SECONDS, DPMPP_THIRDS, UNIPC_BASES
 from adpm.families import Families
 from adpm.fitted import SOLVERS as FITTED
@@ -52,6 +53,7 @@ MEMBERS: Families = {
     "correct_half": HALVES,
     "derivative": DERIVATIVES,
     "start": STARTS,
+    "energy": ENERGIES,
     "classes": CLASSES,
     "clusters": CLUSTERS,
     "decoder": DECODERS,

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from adpm.bound import Images
@@ -16,16 +15,17 @@ from adpm.classes import at
 from adpm.coordinates import Spectrum
 from adpm.cost_table import measure_column
 from adpm.costs import CostNeeds, first_edges
+from adpm.data_term import data_row, measure_data_row, planning_images
 from adpm.denoiser import Denoise
 from adpm.errors import UserError, lookup
 from adpm.families import Families, built
 from adpm.fitting import Flow
 from adpm.kernel import Kernel
-from adpm.likelihood import Decoder, Levels, Statistics, keyed_noise, measure_statistics, prior_nats
+from adpm.likelihood import Decoder, Levels, keyed_noise
 from adpm.moments import MomentTable
 from adpm.planning import Plan, Planner, planner
 from adpm.process import Array, Process
-from adpm.progress import Arrays, Keep, in_memory, progress
+from adpm.progress import Arrays, Keep, in_memory
 from adpm.published_split import Floats
 from adpm.shortened import shortened
 from adpm.shortest_path import IntArray, edge_table
@@ -165,66 +165,6 @@ def gamma_of(table: MomentTable, process: Process) -> Floats:
     """E||eps_network||^2 / d at every reference time by the moments, [N+1], entry 0 unused."""
     times = process.times[1:]
     return np.concatenate([[0.0], 1.0 - table.variance("gamma", process)(times) * np.exp(process.log_snr(times))])
-
-
-@torch.inference_mode()
-def statistics_of(
-    denoise: Denoise,
-    process: Process,
-    decoder: Decoder,
-    levels: Levels,
-    images: Images,
-    numbers: Tensor,
-    times: Array,
-    *,
-    seed: int,
-    batch_size: int,
-    stream: str = "likelihood",
-) -> Statistics:
-    """Bound statistics of the images with these numbers at `times`; the default noise is that of the bound."""
-    squared, data, prior, dim = [], [], [], 1
-    parts = numbers.split(batch_size)
-    for part in progress(parts, total=len(parts), what="statistics"):
-        x0 = images(part).double()
-        dim = x0[0].numel()
-        noise = keyed_noise(seed, process, part.to(x0.device), tuple(x0.shape[1:]), x0.dtype, stream)
-        rows = list(measure_statistics(at(denoise, part), process, decoder, levels, times, x0, noise))
-        squared.append(np.stack([row[1] for row in rows]))
-        data.append(np.stack([row[2] for row in rows]))
-        prior.append(prior_nats(process, x0).cpu().numpy())
-    return Statistics(times, np.concatenate(squared, 1), np.concatenate(data, 1), np.concatenate(prior), dim)
-
-
-def planning_images(size: int, draws: int, seed: int) -> Tensor:
-    """Numbers of the images that planning measures on: `draws` of `size`, chosen by the seed."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:draws]
-
-
-def measure_data_row(
-    denoise: Denoise,
-    process: Process,
-    decoder: Decoder,
-    levels: Levels,
-    images: Images,
-    numbers: Tensor,
-    times: Array,
-    *,
-    seed: int,
-    batch_size: int,
-) -> Arrays:
-    """Nats per dimension of a last step t -> 0, at these times."""
-    found = statistics_of(
-        denoise, process, decoder, levels, images, numbers, times, seed=seed, batch_size=batch_size, stream="data term"
-    )
-    return {"times": times, "nats": found.data.mean(1) / found.dim}
-
-
-def data_row(process: Process, measured: Arrays) -> Array:
-    """F[0, t] in nats per dimension for all reference times, [N+1], interpolated in log-SNR; entry 0 is inf."""
-    times, nats = measured["times"].astype(np.float64), measured["nats"].astype(np.float64)
-    if len(times) < process.steps:
-        nats = PchipInterpolator(-process.log_snr(times), nats)(-process.log_snr(process.times[1:]))
-    return np.concatenate([[np.inf], nats])
 
 
 def measure_cost_table(

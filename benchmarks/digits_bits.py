@@ -18,9 +18,9 @@ import torch
 from matplotlib.figure import Figure
 
 from adpm.costs import Costs, bound_costs, kl_costs
+from adpm.data_term import statistics_of
 from adpm.kernel import Kernel
 from adpm.likelihood import Statistics, bits_per_dim
-from adpm.paths import statistics_of
 from adpm.planning import planner
 from adpm.process import Array
 from adpm.run.assembly import Session

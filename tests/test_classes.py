@@ -15,6 +15,7 @@ from torch import Tensor
 import adpm
 from adpm import ideal
 from adpm.classes import CLASSES, ClassNeeds, Told, at
+from adpm.data_term import measure_data_row
 from adpm.denoiser import Denoiser, Prediction
 from adpm.errors import UserError
 from adpm.explained import unexplained
@@ -22,7 +23,7 @@ from adpm.ideal import IdealDenoiser
 from adpm.likelihood import Levels
 from adpm.nn import NETWORKS
 from adpm.nn.checkpoint import load_weights, save_weights
-from adpm.paths import measure_cost_table, measure_data_row
+from adpm.paths import measure_cost_table
 from adpm.process import PROCESSES
 from adpm.run.assembly import Session
 from adpm.run.classes import TrainingClasses, of_images

@@ -15,6 +15,7 @@ from adpm import ideal
 from adpm.basis import Matrix
 from adpm.cost_table import Groups, expected_steps, group, measure_column
 from adpm.costs import bound_costs, measured_costs
+from adpm.data_term import data_row
 from adpm.denoiser import Denoise, Denoiser, Prediction
 from adpm.errors import UserError
 from adpm.gaussian import Covariance, InBasis
@@ -32,7 +33,6 @@ from adpm.likelihood import (
     prior_nats,
 )
 from adpm.moments import spread_times
-from adpm.paths import data_row
 from adpm.planning import planner
 from adpm.process import Array, Process
 from adpm.shortest_path import edge_table

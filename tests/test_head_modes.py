@@ -12,12 +12,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adpm.costs import measured_costs
+from adpm.data_term import planning_images
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
 from adpm.formats import read_weights
 from adpm.likelihood import keyed_noise, path_terms
 from adpm.nn.checkpoint import read_header, save_weights
-from adpm.paths import planning_images
 from adpm.planning import planner
 from adpm.run.assembly import Session
 from adpm.run.cli import run

@@ -16,11 +16,12 @@ from adpm.run.families import PACKAGES, house
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors families reading ranks whole provenance pickles progress moving process kernel noise parametrisation "
-    "denoiser classes guidance ideal derivative draws gaussian_score mixture_fit moments target ms_eps basis "
-    "transforms bases shrinkage scale coordinates coordinate_draws gaussian variance shortest_path prices costs "
-    "planning published_split shortened solver exponential multistep published_multistep start sampler reference "
-    "fitting fitted trajectory ems ems_integrals dpm_solver_v3 neighbours likelihood cost_table objective members "
-    "ems_measure drawing bound paths jump explained plots conventions measured subject model diffusers nn formats run"
+    "denoiser classes guidance energies egsde ideal derivative draws gaussian_score mixture_fit moments target ms_eps "
+    "basis transforms bases shrinkage scale coordinates coordinate_draws gaussian observations variance shortest_path "
+    "prices costs planning published_split shortened solver inverse exponential multistep published_multistep start "
+    "sampler reference fitting fitted trajectory ems ems_integrals dpm_solver_v3 neighbours likelihood cost_table "
+    "objective members ems_measure drawing translation bound data_term paths jump explained plots conventions "
+    "measured subject model completion diffusers nn formats run"
 ).split()
 FOLDERS = ("adpm", "sde", "covariance")
 SOURCES = {str(p.relative_to(ROOT)): p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))}

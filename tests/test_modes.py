@@ -12,9 +12,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import adpm.drawing
+from adpm.data_term import statistics_of
 from adpm.moments import MomentTable
 from adpm.ms_eps import read_ms_eps
-from adpm.paths import statistics_of
 from adpm.run.assembly import Session
 from adpm.run.cli import run
 from adpm.run.commands import MODES

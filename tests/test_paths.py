@@ -10,22 +10,14 @@ import torch
 from torch import Tensor
 
 from adpm.cost_table import measure_column
+from adpm.data_term import data_row, measure_data_row, planning_images, statistics_of
 from adpm.denoiser import Prediction
 from adpm.draws import COLUMNS, Draws
 from adpm.ideal import IdealDenoiser, gaussian
 from adpm.likelihood import Levels, keyed_noise, measure_statistics
 from adpm.members import MEMBERS
 from adpm.moments import MomentTable
-from adpm.paths import (
-    data_row,
-    find_path,
-    gamma_of,
-    measure_cost_table,
-    measure_data_row,
-    moment_needs,
-    planning_images,
-    statistics_of,
-)
+from adpm.paths import find_path, gamma_of, measure_cost_table, moment_needs
 from adpm.process import linear
 from adpm.variance import Unit
 

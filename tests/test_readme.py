@@ -37,15 +37,16 @@ PAGES = {
         *(
             ROOT / "docs" / name
             for name in (
-                "results.md",
-                "solvers.md",
-                "spectral.md",
-                "spectral_head.md",
-                "data.md",
-                "diffusers.md",
-                "checkpoints.md",
-                "speed.md",
-                "scaling.md",
+                *(
+                    "results.md",
+                    "solvers.md",
+                    "spectral.md",
+                    "spectral_head.md",
+                    "guidance.md",
+                    "data.md",
+                    "diffusers.md",
+                ),
+                *("checkpoints.md", "speed.md", "scaling.md"),
             )
         ),
     )
@@ -70,6 +71,7 @@ SHORTER = {
     "--config.likelihood.method=bound+flow": ["--config.likelihood.rtol=1e-2"],
     "--mode=likelihood": ["--config.likelihood.images=8"],
     "--mode=sample": ["--config.sampling.samples=4"],
+    "--mode=translate": ["--config.translate.images=3", "--config.trajectory.steps=3"],
     "--mode=evaluate": ["--config.sampling.samples=6"],
     "--mode=estimate": ["--config.moments.draws=12", "--config.moments.times=8"],
     "--config.moments.statistics=ems": ["--config.moments.nodes=7", "--config.moments.ems_draws=6"],
@@ -90,6 +92,8 @@ SHORTER = {
     "benchmarks.folder": ["--images=60", "--batch=4", "--steps=1", "--repeats=2"],
     "benchmarks.estimators": ["--draws=300", "--dense=4"],
     "benchmarks.integrators": ["--samples=40", "--seeds=1", "--steps=3", "--draws=12", "--times=12", "--starts=20"],
+    "benchmarks.inverse": ["--problems=2", "--samples=4", "--steps=3", "--draws=20", "--times=12"],
+    "benchmarks.translation": ["--images=4", "--steps", "3"],
     "benchmarks.jumps": ["--samples=20", "--seeds=2", "--steps=5", "--trajectories=even"],
     "benchmarks.langevin": ["--chains=20"],
     "benchmarks.heads_exact": ["--iterations=3", "--draws=100"],
@@ -134,6 +138,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "benchmarks.jumps": {"LANDINGS": (-4.0, 0.0)},
     "benchmarks.langevin": {"STEPS": 5},
     "benchmarks.compare_kills": {"MAIN": UNPAINTED},
+    "benchmarks.translation": {"SHARES": (0.5,), "WEIGHTS": (0.5,), "RULES": ("small",)},
 }
 
 WITH_WORKDIR = (
@@ -147,6 +152,7 @@ WITH_WORKDIR = (
     "benchmarks.peers",
     "benchmarks.scheduler",
     "benchmarks.spectral_bits",
+    "benchmarks.translation",
 )
 FEW_DRAWS = ["--config.moments.draws=12", "--config.moments.times=12"]
 # A head is trained on the shipped network; a network of its own can be a small one.

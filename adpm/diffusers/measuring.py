@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adpm.conventions import facts_of
+from adpm.data_term import measure_data_row, planning_images
 from adpm.diffusers.nodes import Choice, Known, path_of
 from adpm.errors import UserError
 from adpm.likelihood import Levels
@@ -18,7 +19,6 @@ from adpm.measured import Moments
 from adpm.model import Model
 from adpm.moments import implausible
 from adpm.noise import KeyedNoise
-from adpm.paths import measure_data_row, planning_images
 
 PIXEL_LEVELS = 256
 """Of images of eight bits in [-1, 1]; latents are continuous."""

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from adpm.data_term import data_row
 from adpm.denoiser import Prediction
 from adpm.errors import UserError, lookup
 from adpm.fitting import Flow
 from adpm.kernel import reverse_kernel
 from adpm.measured import Moments
 from adpm.members import MEMBERS
-from adpm.paths import data_row, find_path, gamma_of, moment_needs
+from adpm.paths import find_path, gamma_of, moment_needs
 from adpm.process import Array, DiscreteProcess
 from adpm.shortest_path import IntArray
 from adpm.subject import Subject

@@ -17,6 +17,8 @@ NETWORKS: dict[str, Kind] = {
             **UNET_FIELDS,
             "attention_downsample": Field(None, "down-sampling factors with attention; unset: none", type=tuple),
             "num_heads": Field(4, "attention heads", low=1),
+            "head_channels": Field(0, "channels of each head, in place of their number; 0 = num_heads heads", low=0),
+            "updown": Field(False, "residual blocks change the sides (guided-diffusion's resblock_updown)"),
             "scale_shift": Field(True, "time scales and shifts features, instead of adding to them"),
             "learned_variance": Field(False, "twice the outputs, the second half a variance"),
             "num_classes": Field(0, "classes that the network is told (published: label_emb); 0 = none", low=0),

@@ -11,7 +11,7 @@ classifier-free guidance needs (Ho & Salimans 2022).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -21,18 +21,18 @@ from adpm.errors import UserError, lookup
 from adpm.nn.coordinate_head import completed
 from adpm.nn.heads import Headed
 from adpm.nn.iddpm_layers import (
-    Attention,
     ComplexHead,
-    Downsample,
-    ResidualBlock,
+    Parts,
     SimpleHead,
     Stage,
     Stem,
-    Upsample,
     readout,
     timestep_embedding,
 )
-from adpm.nn.sizes import require_classes, require_heads, require_levels, require_sizes
+from adpm.nn.sizes import require_classes, require_head_channels, require_heads, require_levels, require_sizes
+
+Levels = list[tuple[int, bool]]
+"""Width of each level and whether it has attention, finest first."""
 
 
 class UNet(Headed):
@@ -46,6 +46,8 @@ class UNet(Headed):
         num_res_blocks: residual blocks per level on the way down (one more on the way up).
         attention_downsample: down-sampling factors (not resolutions) at which attention follows each block.
         num_heads: attention heads.
+        head_channels: channels of each head, as many heads as fit instead of `num_heads`; 0: that many heads.
+        updown: residual blocks halve and double the sides, instead of a convolution (guided-diffusion's).
         scale_shift: FiLM-like time conditioning instead of an added bias.
         dropout: before the last convolution of each residual block.
         head: "none", "simple" or "complex": a second output of `in_channels` channels on the last hidden layer; with
@@ -72,6 +74,8 @@ class UNet(Headed):
         num_res_blocks: int,
         attention_downsample: Sequence[int] = (),
         num_heads: int = 4,
+        head_channels: int = 0,
+        updown: bool = False,
         scale_shift: bool = True,
         dropout: float = 0.0,
         head: str = "none",
@@ -87,25 +91,19 @@ class UNet(Headed):
         c_emb, widths = 4 * model_channels, [mult * model_channels for mult in channel_mult]
         self.time_embed = nn.Sequential(nn.Linear(model_channels, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
         self.label_emb = nn.Embedding(num_classes + null_class, c_emb) if num_classes else None
-        attends = _attends(widths, attention_downsample, num_heads)
+        attends = _attends(widths, attention_downsample, num_heads, head_channels)
 
-        def block(c_in: int, c_out: int) -> ResidualBlock:
-            return ResidualBlock(c_in, c_out, c_emb, scale_shift, dropout)
-
-        def stage(c_in: int, level: int) -> Stage:
-            c_out = widths[level]
-            return Stage([block(c_in, c_out), *([Attention(c_out, num_heads)] if attends[level] else [])])
-
+        parts = Parts(c_emb, scale_shift, dropout, num_heads, head_channels, updown)
+        levels = list(zip(widths, attends, strict=True))
         self.input_blocks = nn.ModuleList([Stage([Stem(in_channels, model_channels, 3, padding=1)])])
-        skips = [model_channels, *_down(self.input_blocks, stage, widths, model_channels, num_res_blocks)]
-        width = widths[-1]
-        self.middle_block = Stage([block(width, width), Attention(width, num_heads), block(width, width)])
+        skips = [model_channels, *down(self.input_blocks, parts, levels, model_channels, num_res_blocks)]
+        self.middle_block = parts.middle(widths[-1])
         self.output_blocks = nn.ModuleList()
-        _up(self.output_blocks, stage, widths, skips, num_res_blocks)
+        _up(self.output_blocks, parts, levels, skips, num_res_blocks)
         self.out = nn.Sequential(*readout(widths[0], out_channels))
         build_head = lookup(HEADS, head, "`head`")
         if build_head is not None:
-            self.out2 = build_head(widths[0], in_channels, block)
+            self.out2 = build_head(widths[0], in_channels, parts.block)
 
     def features(self, x: Tensor, t: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if x.shape[1] != self.in_channels or x.shape[2] % self.size_multiple or x.shape[3] % self.size_multiple:
@@ -134,12 +132,15 @@ class UNet(Headed):
         return modules["out2"](h, emb)
 
 
-def _attends(widths: list[int], attention_downsample: Sequence[int], num_heads: int) -> list[bool]:
+def _attends(
+    widths: list[int], attention_downsample: Sequence[int], num_heads: int, head_channels: int = 0
+) -> list[bool]:
     """Which levels have attention, finest first; the heads divide their widths, and that of the middle."""
     factors = [2**level for level in range(len(widths))]
     require_levels("attention_downsample", attention_downsample, factors)
     attends = [factor in attention_downsample for factor in factors]
-    require_heads(num_heads, [width for width, attend in zip(widths, attends, strict=True) if attend] + widths[-1:])
+    concerned = [width for width, attend in zip(widths, attends, strict=True) if attend] + widths[-1:]
+    require_heads(num_heads, concerned) if not head_channels else require_head_channels(head_channels, concerned)
     return attends
 
 
@@ -161,33 +162,29 @@ def class_rows(classes: Tensor | None, batch: int, count: int, null: bool) -> Te
     return classes.long()
 
 
-def _down(
-    entries: nn.ModuleList, stage: Callable[[int, int], Stage], widths: list[int], width: int, blocks: int
-) -> list[int]:
-    """Append the way down, `stage(c_in, level)` by stage; returns the widths of the skips that it leaves."""
+def down(entries: nn.ModuleList, parts: Parts, levels: Levels, width: int, blocks: int) -> list[int]:
+    """Append the way down, finest level first; returns the widths of the skips that it leaves."""
     skips = []
-    for level, target in enumerate(widths):
+    for level, (target, attends) in enumerate(levels):
         for _ in range(blocks):
-            entries.append(stage(width, level))
+            entries.append(parts.stage(width, target, attends))
             width = target
             skips.append(width)
-        if level < len(widths) - 1:
-            entries.append(Stage([Downsample(width)]))
+        if level < len(levels) - 1:
+            entries.append(Stage([parts.halved(width)]))
             skips.append(width)
     return skips
 
 
-def _up(
-    entries: nn.ModuleList, stage: Callable[[int, int], Stage], widths: list[int], skips: list[int], blocks: int
-) -> None:
+def _up(entries: nn.ModuleList, parts: Parts, levels: Levels, skips: list[int], blocks: int) -> None:
     """Append the way up, which takes the skips from the last to the first."""
-    width = widths[-1]
-    for level, target in reversed(list(enumerate(widths))):
+    width = levels[-1][0]
+    for level, (target, attends) in reversed(list(enumerate(levels))):
         for i in range(blocks + 1):
-            entry = stage(width + skips.pop(), level)
+            entry = parts.stage(width + skips.pop(), target, attends)
             width = target
             if level and i == blocks:
-                entry.append(Upsample(width))
+                entry.append(parts.doubled(width))
             entries.append(entry)
 
 
@@ -210,6 +207,8 @@ def build(
     num_res_blocks: int,
     attention_downsample: Sequence[int] = (),
     num_heads: int = 4,
+    head_channels: int = 0,
+    updown: bool = False,
     scale_shift: bool = True,
     dropout: float = 0.0,
     learned_variance: bool = False,
@@ -232,6 +231,8 @@ def build(
         num_res_blocks=num_res_blocks,
         attention_downsample=attention_downsample,
         num_heads=num_heads,
+        head_channels=head_channels,
+        updown=updown,
         scale_shift=scale_shift,
         dropout=dropout,
         head=head,

@@ -7,6 +7,7 @@ stride-2 convolutions padded on both sides, attention with head-major q/k/v rows
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +39,15 @@ def zeroed(module: nn.Conv1d | nn.Conv2d) -> nn.Module:
 class ResidualBlock(nn.Module):
     """skip(x) + conv(dropout(silu(modulate(norm(conv(silu(norm(x)))), emb)))).
 
-    With scale-shift, modulate(h) = norm(h) (1 + scale) + shift; without, norm(h + shift).
+    With scale-shift, modulate(h) = norm(h) (1 + scale) + shift; without, norm(h + shift). With `resize` both x and what
+    enters the first convolution are resized (guided-diffusion's `resblock_updown`).
     """
 
-    def __init__(self, c_in: int, c_out: int, c_emb: int, scale_shift: bool, dropout: float) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, c_emb: int, scale_shift: bool, dropout: float, resize: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.scale_shift = scale_shift
+        self.scale_shift, self.resize = scale_shift, resize
         self.in_layers = nn.Sequential(group_norm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(c_emb, 2 * c_out if scale_shift else c_out))
         self.out_layers = nn.Sequential(
@@ -52,7 +56,10 @@ class ResidualBlock(nn.Module):
         self.skip_connection = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers(x)
+        h = self.in_layers[:2](x)
+        if self.resize is not None:
+            x, h = self.resize(x), self.resize(h)
+        h = self.in_layers[2](h)
         modulation = self.emb_layers(emb)[:, :, None, None]
         if self.scale_shift:
             scale, shift = modulation.chunk(2, dim=1)
@@ -113,6 +120,45 @@ class Stage(nn.ModuleList):
         for layer in self:
             x = layer(x, emb)
         return x
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the stages of a network are made of.
+
+    Attributes:
+        c_emb: width of the time embedding.
+        scale_shift, dropout: see `ResidualBlock`.
+        num_heads: of attention; used unless there are `head_channels`.
+        head_channels: channels of each head; 0: as many as `num_heads` leave.
+        updown: whether residual blocks change the sides, instead of convolutions.
+    """
+
+    c_emb: int
+    scale_shift: bool
+    dropout: float
+    num_heads: int = 1
+    head_channels: int = 0
+    updown: bool = False
+
+    def block(self, c_in: int, c_out: int, resize: nn.Module | None = None) -> ResidualBlock:
+        return ResidualBlock(c_in, c_out, self.c_emb, self.scale_shift, self.dropout, resize)
+
+    def attention(self, width: int) -> Attention:
+        return Attention(width, width // self.head_channels if self.head_channels else self.num_heads)
+
+    def stage(self, c_in: int, c_out: int, attends: bool) -> Stage:
+        return Stage([self.block(c_in, c_out), *([self.attention(c_out)] if attends else [])])
+
+    def middle(self, width: int) -> Stage:
+        return Stage([self.block(width, width), self.attention(width), self.block(width, width)])
+
+    def halved(self, width: int) -> nn.Module:
+        return self.block(width, width, nn.AvgPool2d(2)) if self.updown else Downsample(width)
+
+    def doubled(self, width: int) -> nn.Module:
+        twice = nn.Upsample(scale_factor=2, mode="nearest")
+        return self.block(width, width, twice) if self.updown else Upsample(width)
 
 
 def readout(channels: int, out: int) -> list[nn.Module]:

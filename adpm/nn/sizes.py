@@ -10,7 +10,12 @@ from adpm.errors import UserError
 
 
 def require_sizes(
-    model_channels: int, channel_mult: Sequence[int], num_res_blocks: int, dropout: float, least: int = 2
+    model_channels: int,
+    channel_mult: Sequence[int],
+    num_res_blocks: int,
+    dropout: float,
+    least: int = 2,
+    name: str = "model_channels",
 ) -> None:
     """Refuse numbers that no network has.
 
@@ -19,12 +24,13 @@ def require_sizes(
         channel_mult: widths of the levels in its units, at least 1 each.
         num_res_blocks: at least 1.
         dropout: in [0, 1).
+        name: of the first parameter, for messages.
 
     Raises:
         UserError: naming the parameter.
     """
     if not (_whole(model_channels) and model_channels >= least and model_channels % 2 == 0):
-        raise UserError(f"`model_channels` = {model_channels!r} must be an even number of at least {least}.")
+        raise UserError(f"`{name}` = {model_channels!r} must be an even number of at least {least}.")
     if not (channel_mult and all(_whole(mult) and mult >= 1 for mult in channel_mult)):
         raise UserError(f"`channel_mult` = {tuple(channel_mult)!r} must hold a whole number of at least 1 per level.")
     if not (_whole(num_res_blocks) and num_res_blocks >= 1):
@@ -98,6 +104,18 @@ def require_heads(num_heads: int, widths: Sequence[int]) -> None:
     for width in widths:
         if width % num_heads:
             raise UserError(f"`num_heads` = {num_heads} must divide the {width} channels that attention works on.")
+
+
+def require_head_channels(head_channels: int, widths: Sequence[int]) -> None:
+    """Refuse heads of attention that do not divide the widths they are to share.
+
+    Raises:
+        UserError: naming the first such width.
+    """
+    for width in widths:
+        if width % head_channels:
+            told = f"`head_channels` = {head_channels} must divide the {width} channels"
+            raise UserError(f"{told} that attention works on.")
 
 
 def require_classes(num_classes: int, null_class: bool) -> None:

@@ -16,6 +16,7 @@ from adpm.run.modes.inspect import inspect
 from adpm.run.modes.likelihood import likelihood
 from adpm.run.modes.sample import sample
 from adpm.run.modes.train import train
+from adpm.run.modes.translate import translate
 
 
 def _of_one_model(work: Callable[[Session], None], trains: bool = False) -> Mode:
@@ -37,6 +38,7 @@ MODES: dict[str, Mode] = {
     "train": _of_one_model(train, trains=True),
     "estimate": _of_one_model(estimate),
     "sample": _of_one_model(sample),
+    "translate": _of_one_model(translate),
     "likelihood": _of_one_model(likelihood),
     "evaluate": _of_no_grid(evaluate),
     "compare": compare,

@@ -11,6 +11,7 @@ import importlib
 from adpm.families import Families, merged
 from adpm.members import MEMBERS
 from adpm.nn import NETWORKS
+from adpm.nn.encoder import CLASSIFIERS
 from adpm.run.data import DATA_SETS
 from adpm.run.distances import MEASURES
 from adpm.run.house import House
@@ -21,7 +22,9 @@ from adpm.run.modes.estimate import STATISTICS
 from adpm.run.modes.likelihood import LIKELIHOODS
 from adpm.run.of_file import NETWORKS as OF_FILE
 from adpm.run.pictures import CROPS, RESAMPLES
+from adpm.run.source_images import SOURCES
 from adpm.run.times import TIMES
+from adpm.run.trainees import TRAINEES
 from adpm.run.training import SCHEDULES
 from adpm.run.work import PRECISIONS
 
@@ -40,6 +43,9 @@ CORE: Families = {
     "crop": CROPS,
     "resample": RESAMPLES,
     "layout": LAYOUTS,
+    "classifier": CLASSIFIERS,
+    "trainee": TRAINEES,
+    "source": SOURCES,
 }
 
 PACKAGES = ("sde.members", "covariance.members")

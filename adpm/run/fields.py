@@ -49,7 +49,12 @@ SECTIONS: dict[str, dict[str, Field]] = {
         "clip": Field(True, "limit x0 to the data range", of=("model", "head"), reads=("denoiser.eps_after_clip",)),
         "eps_after_clip": Field("rederive", "the eps that goes with a clipped x0", choices="eps_after_clip"),
     },
+    "classifier": {
+        "name": Field("encoder", "the classifier of noisy images", choices="classifier", of=("classifier",)),
+        "pretrained": Field("", "its weights, until this workdir has trained its own", of=()),
+    },
     "train": {
+        "trainee": Field("denoiser", "what is trained", choices="trainee", of=()),
         "objective": Field("eps", "what is minimised", choices="objective", of=("training", "head")),
         "times": Field("uniform", "how training times are drawn", choices="times", of=("training", "head")),
         "iterations": Field(10_000, "optimizer steps", low=1, of=()),
@@ -115,6 +120,22 @@ SECTIONS: dict[str, dict[str, Field]] = {
         "samples": Field(64, "images drawn", low=1, of=("amount",)),
         "batch_size": Field(64, "images per network call", low=1, of=("amount",)),
         "grid": Field(64, "samples shown", low=1, of=()),
+    },
+    "translate": {
+        "source": Field("split", "where the source images come from", choices="source", of=("translation",)),
+        "images": Field(64, "how many of them; 0 = all", low=0, of=("amount",)),
+        "share": Field(
+            0.5, "of the reference times, at which a noised source begins: M/N", above=0, high=1, of=("translation",)
+        ),
+        "energies": Field(
+            None,
+            "that guide, joined by '+'; unset = none, SDEdit",
+            type=str,
+            choices="energy",
+            many=True,
+            of=("translation",),
+        ),
+        "repeats": Field(1, "walks, each from what came of the one before", low=1, of=("translation",)),
     },
     "likelihood": {
         "method": Field("bound", "ways to measure bits/dim, joined by '+'", choices="likelihood", many=True, of=()),

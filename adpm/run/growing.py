@@ -70,6 +70,7 @@ class Growing:
         found = self._there(self.path)
         if found is None or sum(batch.images for batch in found) < count:
             return None
+        remove(parts_of(self.path))  # a kill may have come between
         return found
 
     def fill(

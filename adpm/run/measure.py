@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from adpm.data_term import data_row, measure_data_row, planning_images
 from adpm.draws import Estimate
 from adpm.errors import UserError
 from adpm.explained import unexplained
 from adpm.ideal import IdealDenoiser, Mixture
 from adpm.moments import MomentTable, implausible, spread_times
 from adpm.ms_eps import read_ms_eps
-from adpm.paths import data_row, measure_cost_table, measure_data_row, planning_images
+from adpm.paths import measure_cost_table
 from adpm.process import Array
 from adpm.progress import Arrays, Keep, say
 from adpm.run.assembly import Session, VarianceOf
@@ -193,7 +194,7 @@ def data_row_for(session: Session) -> Array:
     """F[0, t] in nats per dimension for all reference times, [N+1]: the expected term of a last step t -> 0."""
     section, config = session.config.moments, session.config
 
-    def make(keep: object) -> Arrays:
+    def make(keep: Keep) -> Arrays:
         say(f"measuring the data term with the '{config.likelihood.decoder}' decoder on training images.")
         numbers = planning_images(len(session.data.split("train")), section.draws, config.seed)
         return measure_data_row(
@@ -206,6 +207,7 @@ def data_row_for(session: Session) -> Array:
             spread_times(session.process, section.times),
             seed=config.seed,
             batch_size=config.likelihood.batch_size,
+            keep=keep,
         )
 
     def check(arrays: Arrays) -> None:

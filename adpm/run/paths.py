@@ -66,6 +66,21 @@ def path_after_start(session: Session, path: Path) -> Path:
     return found
 
 
+def path_up_to(session: Session, last: int) -> Path:
+    """The config's trajectory from the reference time `last`, by its index, down to the data.
+
+    Raises:
+        UserError: if there is none that begins there.
+    """
+    found = _path(session, session, lambda: _ms_eps(session), last)
+    if int(found.indices[-1]) != last:
+        raise UserError(
+            f"config.trajectory.name = '{session.config.trajectory.name}' stops at t = {found.times[-1]:g}, short of "
+            f"t = {session.process.times[last]:g} (config.translate.share); use another, such as even."
+        )
+    return found
+
+
 class _Unmeasured(Exception):
     """A path depends on what nobody has measured yet."""
 

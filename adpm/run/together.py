@@ -46,8 +46,9 @@ class Together:
         """The network, its backward pass averaging gradients over ranks; itself where there is one."""
         if self._here.size == 1:
             return network
-        nccl = self._device.type == "cuda" and dist.is_nccl_available()
-        if self._device.type == "cuda" and not nccl:
+        on_gpu = self._device != torch.device("cpu")
+        nccl = on_gpu and dist.is_nccl_available()
+        if on_gpu and not nccl:
             say("this torch has no nccl: gradients are averaged by gloo, through the CPU, which is slow.")
         meeting = dist.PrefixStore("training", self._here.store)
         backend, here = "nccl" if nccl else "gloo", self._here

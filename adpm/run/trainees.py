@@ -15,12 +15,13 @@ from adpm.formats import read_weights
 from adpm.nn.heads import Headed
 from adpm.objective import Objective
 from adpm.progress import say
-from adpm.run import heads, weights
+from adpm.run import classifiers, heads, weights
 from adpm.run.assembly import Session
 from adpm.run.checks import named
+from adpm.run.classes import TrainingClasses
 from adpm.run.measure import moments_key, used_statistics, variance_for
 from adpm.run.naming import naming
-from adpm.run.training import TrainOptions
+from adpm.run.training import Trainer, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,13 @@ class Trainee:
         header: iterations -> what the result says about itself.
         facts: what the training depends on besides the config.
         start: weights to begin with; None: those that the network has.
+        trainer: takes the iterations.
+        denoiser: trained module -> what the trainer's loss is about; None: the session's denoiser around it.
+        classes: of the images; None: those that a denoiser is told.
     """
 
     network: nn.Module
-    objective: Objective
+    objective: Objective | None
     options: TrainOptions
     clip: bool
     name: str
@@ -51,9 +55,21 @@ class Trainee:
     header: Callable[[int], dict[str, Any]]
     facts: Mapping[str, Any] = field(default_factory=dict)
     start: Mapping[str, Tensor] | None = None
+    trainer: type[Trainer] = Trainer
+    denoiser: Callable[[nn.Module], Any] | None = None
+    classes: TrainingClasses | None = None
 
 
 def trainee_for(session: Session) -> Trainee:
+    """What config.train.trainee names.
+
+    Raises:
+        UserError: as the member raises.
+    """
+    return session.kind("train.trainee").build(session)
+
+
+def _denoiser(session: Session) -> Trainee:
     """The whole network, or the head of the trunk that the session would use.
 
     Raises:
@@ -157,3 +173,42 @@ def _head(session: Session, kind: Kind) -> Trainee:
         header=lambda iterations: {**heads.head_header(place, trunk, name, iterations, scale), **facts},
         facts=facts,
     )
+
+
+def _classifier(session: Session) -> Trainee:
+    """The classifier of noisy images, of the labels that the data have.
+
+    Raises:
+        UserError: if they have none.
+    """
+    splits = {split: session.data.labels[split] for split in ("train", "test") if split in session.data.labels}
+    if len(splits) < 2:
+        raise UserError(
+            f"config.train.trainee = 'classifier' learns classes, and data set '{session.data.name}' has no labels for "
+            "train and test; use one that has."
+        )
+    count = 1 + max(int(labels.max()) for labels in splits.values())
+    network = classifiers.network_of(session, count)
+    if session.config.train.sample_every:
+        say("no sample grids (config.train.sample_every): a classifier draws nothing.")
+    return Trainee(
+        network=network,
+        objective=None,
+        options=replace(options_of(session), sample_every=0),
+        clip=False,
+        name="train_classifier",
+        file=session.workdir / classifiers.FILE,
+        tensors=lambda module: module.state_dict(),
+        header=lambda iterations: classifiers.header(session, count, iterations),
+        facts={**classifiers.facts(session), **session.data.content},
+        trainer=classifiers.ClassifierTrainer,
+        denoiser=lambda module: classifiers.as_function(session, module),
+        classes=TrainingClasses(splits, None, 0.0, session.config.seed),
+    )
+
+
+TRAINEES: dict[str, Kind] = {
+    "denoiser": Kind(_denoiser, "the network of the denoiser, or its head: what the objective is about"),
+    "classifier": Kind(_classifier, "the classifier of noisy images, by cross-entropy", reads=("classifier.name",)),
+}
+"""Builders take a session and give a `Trainee`."""

@@ -89,7 +89,7 @@ class Trainer:
     Args:
         network: the module to train, whose parameters are exactly what is optimised, clipped and averaged.
         denoiser: module -> the denoiser around it that the objective sees; called for the network and its average.
-        objective: loss per example.
+        objective: loss per example; None: `loss_of` is the trainer's own.
         state_file: where the state is saved and resumed from.
         facts: what the state depends on besides the options (a frozen trunk); another one's state is refused.
         start: weights to begin with, by the network's names, where there is no state yet; the average begins there,
@@ -112,7 +112,7 @@ class Trainer:
         denoiser: Callable[[nn.Module], Denoise],
         process: Process,
         data: DataSet,
-        objective: Objective,
+        objective: Objective | None,
         options: TrainOptions,
         seed: int,
         state_file: Path,
@@ -175,6 +175,7 @@ class Trainer:
 
     def loss_of(self, denoise: Denoise, x0: Tensor, eps: Tensor, t: Array, classes: Tensor | None = None) -> Tensor:
         """The objective of a denoiser at x_t = alpha_t x0 + sigma_t eps, per example, of these classes if any."""
+        assert self.objective is not None, "a trainer without one has losses of its own"
         return losses_of(self.objective, given(denoise, classes), self.process, x0, eps, t)
 
     def save(self) -> None:

@@ -57,9 +57,9 @@ def train(session: Session) -> None:
 def make_trainer(session: Session, trainee: Trainee | None = None) -> Trainer:
     """The trainer of a session, restored from the workdir's state."""
     trainee = trainee or trainee_for(session)
-    return Trainer(
+    return trainee.trainer(
         trainee.network,
-        lambda network: session.denoiser(network, clip=trainee.clip),
+        trainee.denoiser or (lambda network: session.denoiser(network, clip=trainee.clip)),
         session.process,
         session.data,
         trainee.objective,
@@ -68,7 +68,7 @@ def make_trainer(session: Session, trainee: Trainee | None = None) -> Trainer:
         session.workdir / f"{trainee.name}_state.pt",
         trainee.facts,
         trainee.start,
-        TrainingClasses.of(session),
+        trainee.classes or TrainingClasses.of(session),
     )
 
 
