@@ -5,7 +5,7 @@ With Q the basis, e = Q (x_0 - x0_hat(x_t)) and coordinates f, adpm/coordinate_d
     r_f(t) = E[e_f^2],    the best variances of x_0 among the covariances that Q makes diagonal, whatever the mean.
 
 By folds of the draws adpm/shrinkage.py decides how much r_f is smoothed, and which of several bases has the lowest
-held-out bound. Between measured times log r_f is interpolated in log-SNR.
+held-out bound. Between measured times adpm/scale.py interpolates.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import PchipInterpolator
 
 from adpm.bases import basis_arrays, basis_from, check_basis
 from adpm.basis import Basis
@@ -27,6 +26,7 @@ from adpm.errors import UserError
 from adpm.process import Array, Process
 from adpm.provenance import require_own
 from adpm.reading import measured_file, read_npz
+from adpm.scale import Scale
 from adpm.shrinkage import Shrinkage, shrunk
 
 FOLDS = 4
@@ -76,24 +76,22 @@ class Spectrum:
         """r_f at the measured times, shrunk, [T, d]."""
         return shrunk(self.residual, self.error, self.order, self.how)
 
+    def scale(self, process: Process) -> Scale:
+        """r_f, shrunk, by log-SNR."""
+        return Scale(process.log_snr(self.times), self.smoothed(), self.basis, self.name, self.shape)
+
     def curve(self, process: Process) -> Callable[[Array], Array]:
-        """times [...] -> r_f [..., d], shrunk; its logarithm is interpolated by PCHIP in log-SNR.
+        """times [...] -> r_f [..., d], shrunk.
 
         Raises:
             UserError: for a time outside the measured range.
         """
-        logs, low, high = np.log(self.smoothed()), self.times[0], self.times[-1]
-        single = len(self.times) == 1
-        found = (
-            (lambda at: np.broadcast_to(logs[0], (*np.shape(at), logs.shape[1])))
-            if single
-            else PchipInterpolator(-process.log_snr(self.times), logs)
-        )
+        scale, low, high = self.scale(process), self.times[0], self.times[-1]
 
         def at(t: Array) -> Array:
             if np.any(t < low) or np.any(t > high):
                 raise UserError(f"coordinates were measured for times {low:g} to {high:g}, not for all of {t}.")
-            return np.exp(found(-process.log_snr(t)))
+            return scale(process.log_snr(t))
 
         return at
 

@@ -16,16 +16,51 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from adpm.denoiser import Denoise, Prediction, per_sample, require_finite, unclipped_x0
+from adpm.denoiser import Denoise, Prediction, Raw, per_sample, require_finite, unclipped_x0
+from adpm.derivative import slope
+from adpm.errors import UserError
 from adpm.families import Kind
 from adpm.likelihood import Levels
 from adpm.process import Array, Process
+from adpm.scale import Scale
 
-Scale = float | Tensor
+Factor = float | Tensor
 Objective = Callable[[Prediction, Tensor, Tensor, Array], Tensor]
 """(prediction at x_t, x0, eps, t) -> loss per example [B]; t is [B], float64."""
+
+
+@dataclass(frozen=True)
+class Probing:
+    """An objective that also asks how eps_network changes with x_t, along random signs v.
+
+    Attributes:
+        loss: (prediction, x0, eps, t, v, J v) -> loss per example [B], with J = d eps_network / d x_t.
+    """
+
+    loss: Callable[..., Tensor]
+
+    def __call__(self, prediction: Prediction, x0: Tensor, eps: Tensor, t: Array, *probe: Tensor) -> Tensor:
+        return self.loss(prediction, x0, eps, t, *probe)
+
+
+@torch.no_grad()
+def probed(denoise: Denoise, process: Process, x: Tensor, eps: Tensor, t: Array) -> tuple[Tensor, Tensor]:
+    """v and J v for x [B, ...] at times t [B], by a central difference: two calls of the network.
+
+    v are the signs of the next example's noise, of which x knows nothing: nothing else is drawn.
+
+    Raises:
+        UserError: for a batch of one, and for a denoiser that cannot be called between its reference times.
+    """
+    if len(x) < 2 or not isinstance(denoise, Raw):
+        raise UserError("slopes of eps_hat want at least two examples (`batch_size`), and a network.")
+    signs = torch.where(eps.roll(1, 0) < 0.0, -1.0, 1.0).to(x.dtype)
+    alpha, sigma = (torch.as_tensor(per_sample(scale(t), x)) for scale in (process.alpha, process.sigma))
+    label = torch.as_tensor(denoise.label(t), dtype=x.dtype, device=x.device)
+    return signs, slope(lambda d: denoise.raw(x + d * signs, alpha, sigma, label), x)
 
 
 @dataclass(frozen=True)
@@ -36,11 +71,13 @@ class ObjectiveNeeds:
         process: the forward process.
         levels: levels of the data.
         variance: Var_t as a function of time by the chosen estimator, from moments of the trunk; made when asked.
+        scale: r_f in a basis, from moments per coordinate of the trunk; made when asked.
     """
 
     process: Process
     levels: Levels
     variance: Callable[[], Callable[[Array], Array]]
+    scale: Callable[[], Scale]
 
 
 @dataclass(frozen=True)
@@ -54,16 +91,27 @@ class ObjectiveFacts:
         loss_aware: whether times may be drawn by the size of the loss: only where the loss is a bound, whose terms
             differ by orders of magnitude between times.
         uses_moments: whether it needs Var_t.
+        statistics: what else it needs to know of the network, a member of the family `statistics`; the head is then
+            about the coordinates that these are about, and not about pixels. "": nothing.
     """
 
     freeze: Callable[..., nn.Module] | None = None
     learns_variance: bool = False
     loss_aware: bool = False
     uses_moments: bool = False
+    statistics: str = ""
 
     @property
     def trains_head(self) -> bool:
         return self.freeze is not None
+
+    @property
+    def pixel_head(self) -> bool:
+        return self.trains_head and not self.statistics
+
+    @property
+    def basis_head(self) -> bool:
+        return self.trains_head and bool(self.statistics)
 
 
 def eps_matching(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> Tensor:
@@ -71,7 +119,7 @@ def eps_matching(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array) -> T
     return (eps - prediction.eps_network).square().flatten(1).mean(1)
 
 
-def _matching(target: Callable[[Tensor, Tensor, Scale, Scale], Tensor]) -> Callable[[ObjectiveNeeds], Objective]:
+def _matching(target: Callable[[Tensor, Tensor, Factor, Factor], Tensor]) -> Callable[[ObjectiveNeeds], Objective]:
     """mean over elements of (target - its prediction)^2, of x0 and eps before clipping."""
 
     def build(needs: ObjectiveNeeds) -> Objective:
@@ -93,7 +141,10 @@ def losses(objective: Objective, denoise: Denoise, process: Process, x0: Tensor,
         UserError: if the network returned numbers that are not finite, which an objective of a clipped x0 does not see.
     """
     x = per_sample(process.alpha(t), x0) * x0 + per_sample(process.sigma(t), x0) * eps
-    return objective(require_finite(denoise(x, t), t), x0, eps, t)
+    prediction = require_finite(denoise(x, t), t)
+    if isinstance(objective, Probing):
+        return objective(prediction, x0, eps, t, *probed(denoise, process, x, eps, t))
+    return objective(prediction, x0, eps, t)
 
 
 OBJECTIVES: dict[str, Kind] = {

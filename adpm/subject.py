@@ -98,6 +98,7 @@ class Subject:
             ((high - low) / 2.0) ** 2,
             lambda: first_posterior_variance(self.process),
             lambda: need_spectrum(moments, f"rule '{rule}'"),
+            lambda: need_spectrum(moments, f"rule '{rule}'").scale(self.process),
             self.process,
         )
         return built(self.families["rule"], rule, "`rule`", needs, **options)

@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from adpm.basis import Basis
 from adpm.coordinates import Axes, Spectrum
-from adpm.denoiser import Prediction
+from adpm.denoiser import Denoise, Prediction
 from adpm.errors import UserError, lookup
 from adpm.families import Field, Kind
 from adpm.gaussian import ZERO, Covariance, Diagonal, InBasis, Number
@@ -32,6 +33,7 @@ from adpm.kernel import Kernel
 from adpm.moments import ESTIMATORS
 from adpm.parametrisation import require_alpha
 from adpm.process import Array, Process
+from adpm.scale import Scale
 
 
 class Rule(ABC):
@@ -219,6 +221,7 @@ class RuleFacts:
         per_axis: whether a step has a variance along every axis, though states do not differ.
         only_eta: the one eta that it is defined for; None: any.
         trained_with: objectives whose second output it can read; none: it reads none.
+        around: (denoiser, process, basis) -> the denoiser whose second output it reads, where that is not trained.
     """
 
     state_dependent: bool = False
@@ -227,6 +230,7 @@ class RuleFacts:
     per_axis: bool = False
     only_eta: float | None = None
     trained_with: tuple[str, ...] = ()
+    around: Callable[[Denoise, Process, Basis], Denoise] | None = None
 
 
 @dataclass(frozen=True)
@@ -239,6 +243,7 @@ class RuleNeeds:
         state_bound: ((b - a)/2)^2 for data in [a, b], which no state's variance exceeds.
         first_variance: Var[x_1 | x_2, x_0] of the reference times; computed when asked.
         spectrum: r_f(t) in a basis; measured when asked.
+        scale: r_f that a trained head is in units of; read when asked.
         process: the forward process.
     """
 
@@ -247,6 +252,7 @@ class RuleNeeds:
     state_bound: float
     first_variance: Callable[[], float]
     spectrum: Callable[[], Spectrum]
+    scale: Callable[[], Scale]
     process: Process
 
 

@@ -8,35 +8,35 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from adpm import ideal
 from adpm.denoiser import Prediction, per_sample
-from adpm.draws import Source, measure
 from adpm.errors import UserError
 from adpm.formats import read_weights
 from adpm.likelihood import Levels
-from adpm.moments import MomentTable, spread_times
+from adpm.model import Model
 from adpm.nn.checkpoint import read_header, save_weights
 from adpm.nn.iddpm_layers import timestep_embedding
 from adpm.noise import KeyedNoise
 from adpm.objective import ObjectiveNeeds
 from adpm.process import Array, Process
 from adpm.run.store import differences
-from adpm.run.times import TIMES
+from adpm.run.times import TIMES, TimeSampler
 from adpm.run.training import SCHEDULES, stratified
+from adpm.scale import Scale
 from adpm.whole import write_whole
 from covariance.objective import OBJECTIVES
 
 Head = Callable[[Tensor, Tensor], Tensor]
+Batch = tuple[Tensor, Tensor, Tensor, Array, Prediction]
 
 
 @dataclass(frozen=True)
@@ -46,31 +46,43 @@ class World:
     Attributes:
         mixture, process: what the denoiser is exact for.
         average: Var_t as a function of time, from a moment table.
+        scale: r_f in a basis, from the same draws; None where no head speaks of one.
     """
 
     mixture: ideal.Mixture
     process: Process
     average: Callable[[Array], Array]
+    scale: Scale | None = None
 
     @property
     def exact(self) -> ideal.IdealDenoiser:
         return ideal.IdealDenoiser(self.mixture, self.process)
 
+    def known_scale(self) -> Scale:
+        assert self.scale is not None
+        return self.scale
+
     def predict(self, head: Head, x: Tensor, t: Array) -> Prediction:
         """The exact prediction with the head's output beside it."""
-        exact, label = self.exact(x, t), torch.as_tensor(self.process.log_snr(t), dtype=torch.float32)
-        return Prediction(exact.x0, exact.eps, exact.eps_network, head(x.float(), label.expand(len(x))).to(x.dtype))
+        return self.headed(self.exact(x, t), head, x, t)
+
+    def headed(self, exact: Prediction, head: Head, x: Tensor, t: Array) -> Prediction:
+        """`predict`, where the exact prediction is at hand."""
+        label = torch.as_tensor(self.process.log_snr(t), dtype=torch.float32)
+        return replace(exact, head=head(x.float(), label.expand(len(x))).to(x.dtype))
 
 
-def world_of(mixture: ideal.Mixture, process: Process, images: int, times: int, draws: int, seed: int) -> World:
-    """Var_t by the default estimator from `draws` pairs at each of `times` times, on `images` draws of the mixture."""
-    x0 = mixture.sample(images, seed)
-    mean = x0.mean(0)
-    source = Source(images, lambda index: x0[index], mean, float((x0 - mean).square().mean()))
-    at = spread_times(process, times).tolist()
-    found = list(measure(ideal.IdealDenoiser(mixture, process), process, source, at, draws, seed, 256))
-    table = MomentTable(np.array(at), tuple(sums for _, sums in found), source.variance, {})
-    return World(mixture, process, table.variance("residual", process))
+def world_of(
+    mixture: ideal.Mixture, process: Process, images: int, times: int, draws: int, seed: int, basis: str = ""
+) -> World:
+    """Var_t by the default estimator from `draws` pairs at each of `times` times, on `images` draws of the mixture.
+
+    With a `basis`, r_f there, too.
+    """
+    model = Model.of(ideal.IdealDenoiser(mixture, process), process)
+    moments = model.measure(mixture.sample(images, seed), draws, times, seed=seed, basis=basis)
+    scale = moments.spectrum.scale(process) if moments.spectrum else None
+    return World(mixture, process, moments.variance("residual"), scale)
 
 
 class Block(nn.Module):
@@ -115,7 +127,11 @@ class HeadNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Training:
-    """How heads are trained; `minutes` are of one core's time, `iterations` = 0 is as many as fit."""
+    """How heads are trained; `minutes` are of one core's time, `iterations` = 0 is as many as fit.
+
+    `options` are the objective's own; `pool` batches come again and again, 0: each is drawn once, which in a world of
+    many components costs more than the network.
+    """
 
     minutes: float
     iterations: int
@@ -128,6 +144,8 @@ class Training:
     seed: int
     warmup: int = 200
     grad_clip: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pool: int = 0
 
 
 def train(world: World, name: str, options: Training) -> tuple[nn.Module, int]:
@@ -136,14 +154,19 @@ def train(world: World, name: str, options: Training) -> tuple[nn.Module, int]:
     network = HeadNetwork(world.mixture.dim, options.width, options.blocks)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=0.0)
-    objective = OBJECTIVES[name].build(ObjectiveNeeds(world.process, Levels(0, -1.0, 1.0), lambda: world.average))
+    needs = ObjectiveNeeds(world.process, Levels(0, -1.0, 1.0), lambda: world.average, world.known_scale)
+    objective = OBJECTIVES[name].build(needs, **options.options)
     times, begun = TIMES[options.times].build(world.process), time.process_time()
+    kept: dict[int, Batch] = {}
     for i in itertools.count():
         done = max(spent(begun) / options.minutes, i / options.iterations if options.iterations else 0.0)
         if done >= 1.0:
             return average.module, i
-        x, x0, eps, t = batch(world, times.draw(stratified(options.seed, i, options.batch_size))[0], options.seed, i)
-        loss = objective(world.predict(network, x, t), x0, eps, t).mean()
+        number = i % options.pool if options.pool else i
+        x, x0, eps, t, exact = kept.get(number) or drawn(world, times, options, number)
+        if options.pool:
+            kept[number] = x, x0, eps, t, exact
+        loss = objective(world.headed(exact, network, x, t), x0, eps, t).mean()
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * min(1.0, (i + 1) / options.warmup) * SCHEDULES["cosine"].build()(done)
         optimizer.zero_grad(set_to_none=True)
@@ -157,6 +180,13 @@ def train(world: World, name: str, options: Training) -> tuple[nn.Module, int]:
 def spent(begun: float) -> float:
     """Minutes of this process since `begun`, which other processes do not lengthen."""
     return (time.process_time() - begun) / 60
+
+
+def drawn(world: World, times: TimeSampler, options: Training, number: int) -> Batch:
+    """A batch of training, with the exact prediction at its states."""
+    t = times.draw(stratified(options.seed, number, options.batch_size))[0]
+    x, x0, eps, t = batch(world, t, options.seed, number)
+    return x, x0, eps, t, world.exact(x, t)
 
 
 def batch(world: World, t: Array, seed: int, iteration: int) -> tuple[Tensor, Tensor, Tensor, Array]:

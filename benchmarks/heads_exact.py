@@ -72,6 +72,7 @@ def rule(world: World, name: str) -> Rule:
         state_bound=1.0,
         first_variance=lambda: 0.0,  # for the learned interpolation, which is not here, as no other axes are
         spectrum=lambda: None,
+        scale=lambda: None,
         process=world.process,
     )
     return RULES[name].build(needs)

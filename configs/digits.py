@@ -1,6 +1,7 @@
 """scikit-learn's handwritten digits: 8x8, 17 levels.
 
-Variants: cosine, x0; sn, npr, relative (a head on the shipped weights); learned (Improved DDPM's variance).
+Variants: cosine, x0; sn, npr, relative, spectral, ocm (a head on the shipped weights, ocm's to be trained); learned
+(Improved DDPM's variance).
 """
 
 from __future__ import annotations
@@ -36,7 +37,23 @@ def head(objective: str, pretrained: str = "") -> Callable[[ConfigDict], None]:
     return change
 
 
-HEADS = {name: head(name, f"pretrained/digits_{name}.safetensors") for name in ("sn", "npr", "relative")}
+def spectral_head(pretrained: str = "", basis: str = "pca") -> Callable[[ConfigDict], None]:
+    """A head about the coordinates of a basis."""
+    trained = head("spectral_head", pretrained)
+
+    def change(config: ConfigDict) -> None:
+        trained(config)
+        config.network.head = "coordinates"
+        config.moments.basis = basis
+        config.train.times = "log_snr"
+
+    return change
+
+
+HEADS = {name: head(name, f"pretrained/digits_{name}.safetensors") for name in ("sn", "npr", "relative")} | {
+    "ocm": head("ocm"),
+    "spectral": spectral_head("pretrained/digits_spectral.safetensors"),
+}
 
 
 def _learned(config: ConfigDict) -> None:

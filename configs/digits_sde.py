@@ -1,11 +1,12 @@
 """Digits in continuous time. Variants: vp (the default), subvp, ve, then a preset ("ve+ancestral").
 
-vp_sn, vp_npr and vp_relative add a head to the shipped weights of vp.
+vp_sn, vp_npr, vp_relative, vp_spectral and vp_ocm add a head to the shipped weights of vp, the last to be trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from ml_collections import ConfigDict
 
@@ -44,10 +45,10 @@ def _digits_ve(config: ConfigDict) -> None:
     config.network.pretrained = "pretrained/digits_ve.safetensors"
 
 
-def _vp_head(objective: str) -> Callable[[ConfigDict], None]:
+def _vp_head(change_head: Callable[[str], Callable[[ConfigDict], None]], name: str) -> Callable[[ConfigDict], None]:
     def change(config: ConfigDict) -> None:
         _digits_vp(config)
-        digits.head(objective, f"pretrained/digits_vp_{objective}.safetensors")(config)
+        change_head(f"pretrained/digits_vp_{name}.safetensors")(config)
 
     return change
 
@@ -63,5 +64,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.network.attention_resolutions = (4,)
     config.network.dropout = 0.25
     config.train.iterations = 8_000
-    heads = {f"vp_{name}": _vp_head(name) for name in digits.HEADS}
+    heads = {f"vp_{name}": _vp_head(partial(digits.head, name), name) for name in ("sn", "npr", "relative")}
+    heads |= {
+        "vp_spectral": _vp_head(digits.spectral_head, "spectral"),
+        "vp_ocm": _vp_head(lambda _: digits.head("ocm"), ""),
+    }
     return with_preset(config, variant, {"vp": _digits_vp, "subvp": subvp, "ve": _digits_ve, **heads})

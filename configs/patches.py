@@ -1,15 +1,23 @@
-"""32x32 RGB crops of two photographs, 256 levels: natural images without a download. Variant: cosine."""
+"""32x32 RGB crops of two photographs, 256 levels: natural images without a download. Variants: cosine;
+spectral (a head about the cosines of 8x8 blocks, on a trunk that is trained)."""
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.digits import spectral_head
 
 
 def _cosine(config: ConfigDict) -> None:
     config.process.name = "cosine"
     config.network.pretrained = ""
+
+
+def _spectral(config: ConfigDict) -> None:
+    spectral_head(basis="block_dct")(config)
+    config.network.head_block = 8
+    config.train.batch_size = 64
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -26,4 +34,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.samples = 16
     config.sampling.batch_size = 16
     config.likelihood.batch_size = 64
-    return base.with_variant(config, variant, {"cosine": _cosine})
+    return base.with_variant(config, variant, {"cosine": _cosine, "spectral": _spectral})

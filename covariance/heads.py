@@ -38,7 +38,7 @@ class FrozenTrunk(nn.Module):
         with torch.no_grad():
             h, emb = network.features(x, t, *classes)
             y = network.mean_output(h, t)[:, : network.in_channels]
-        return torch.cat([y, network.head_output(h, emb, self.head)], dim=1)
+        return torch.cat([y, network.second_output(h, emb, self.head)], dim=1)
 
     def train(self, mode: bool = True) -> FrozenTrunk:
         """Training mode for the head; the trunk follows only with `trunk_dropout`."""

@@ -3,6 +3,7 @@
     sn        mean (eps^2 - h)^2                      h = E[eps^2 | x_t]                  squared noise
     npr       mean ((eps - eps_network)^2 - h)^2      h = E[(eps - eps_network)^2 | x_t]  noise prediction residual
     relative  mean log q + r^2 / (Var_t q)            Var_t q = E[r^2 | x_t], r = x_0 - x0_hat, q = relative_factor(h)
+    ocm       mean (1 - sigma_t v . J v - h)^2        h_i = 1 - sigma_t J_ii,  J = d eps_network/d x_t, v random signs
 
 sn and npr are Bao et al. 2022b's (theirs are sums over elements, these are means) and use the network's raw noise
 prediction. relative is ours: -2 log N(r; 0, Var_t q) up to a constant, so it is the variational bound of a step in
@@ -21,11 +22,12 @@ from torch import Tensor
 from adpm.denoiser import Prediction, per_sample
 from adpm.errors import UserError
 from adpm.families import Field, Kind
-from adpm.objective import Objective, ObjectiveFacts, ObjectiveNeeds
-from adpm.process import Array
+from adpm.objective import Objective, ObjectiveFacts, ObjectiveNeeds, Probing
+from adpm.process import Array, Process
 from covariance.heads import FrozenTrunk
 from covariance.relative import relative_factor
 from covariance.second_output import second_output
+from covariance.spectral import spectral_head
 from covariance.variational import hybrid, vlb
 
 
@@ -66,8 +68,27 @@ def relative(variance: Callable[[Array], Array]) -> Objective:
     return loss
 
 
+def hessian_diagonal(process: Process) -> Probing:
+    """mean over elements of (1 - sigma_t v . (J v) - h)^2, [B], the target held fixed: OCM (Ou et al. 2025).
+
+    Off the diagonal v_i v_j averages 0, so that the target is diag(I - sigma_t J) on average, which is Var[eps | x_t]
+    where the network is exact (Tweedie's second order); of a network in error it knows nothing.
+    """
+
+    def loss(prediction: Prediction, x0: Tensor, eps: Tensor, t: Array, *probe: Tensor) -> Tensor:
+        head = second_output(prediction)
+        signs, along = probe
+        return _mean((1.0 - per_sample(process.sigma(t), x0) * signs * along - head).square())
+
+    return Probing(loss)
+
+
 def _relative(needs: ObjectiveNeeds) -> Objective:
     return relative(needs.variance())
+
+
+def _spectral_head(needs: ObjectiveNeeds, bound_step: float = 4.0) -> Objective:
+    return spectral_head(needs.scale(), needs.process, bound_step)
 
 
 _HEAD = {"trunk_dropout": Field(False, "leave the trunk's dropout on in training, as published", given=False)}
@@ -77,12 +98,30 @@ OBJECTIVES: dict[str, Kind] = {
     "npr": Kind(
         lambda needs: residual, "a head for rule npr: ((eps - eps_hat)^2 - h)^2", ObjectiveFacts(FrozenTrunk), _HEAD
     ),
+    "ocm": Kind(
+        lambda needs: hessian_diagonal(needs.process),
+        "a head for rule ocm, by the network's slopes along random signs (Ou et al. 2025); three calls a step",
+        ObjectiveFacts(FrozenTrunk),
+        _HEAD,
+    ),
     "relative": Kind(
         _relative,
         "a head for rule relative, by the bound itself",
         ObjectiveFacts(FrozenTrunk, uses_moments=True),
         _HEAD,
         reads=("denoiser.clip", "rule.estimator"),
+    ),
+    "spectral_head": Kind(
+        _spectral_head,
+        "a head for rule spectral_head, by the bound itself along the axes of a basis",
+        ObjectiveFacts(FrozenTrunk, statistics="coordinates"),
+        {
+            "bound_step": Field(
+                4.0, "length in log-SNR of the steps whose bound it is; 0 = the limit of long ones", low=0
+            ),
+            **_HEAD,
+        },
+        reads=("denoiser.clip", "moments.statistics=coordinates"),
     ),
     "hybrid": Kind(
         hybrid, "L_simple + N/1000 of the bound (Nichol & Dhariwal 2021)", ObjectiveFacts(learns_variance=True)

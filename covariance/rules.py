@@ -2,30 +2,38 @@
 
     sn        Var[x_0 | x_t] = (sigma_t/alpha_t)^2 (h - eps_network^2)     h ~ E[eps^2 | x_t]
     npr       Var[x_0 | x_t] = (sigma_t/alpha_t)^2 h                       h ~ E[(eps - eps_network)^2 | x_t]
+    ocm       as npr                                                       h ~ diag(I - sigma_t d eps_hat/d x_t)
     relative  Var[x_0 | x_t] = Var_t q(h), q = relative_factor             Var_t from the moment table
     learned   log covariance = f log forward_variance + (1 - f) log lambda2,   f = (h + 1)/2
 
-per pixel. `sn` and `npr` are Bao et al. 2022b (Theorems 2 and 3; eps_network is the prediction before any clipping),
-`learned` is Improved DDPM (Nichol & Dhariwal 2021, eq. 15), eta = 1 only; after respacing it interpolates between the
-bounds of the new, longer step. The heuristic of the published codes for networks without a head, which replaces
-E[eps^2 | x_t] by 1, is `sn` with h = 1.
+per pixel, and along the axes f of an orthonormal basis, of which h is then about (spectral.py),
+
+    spectral_head  Var[f(x_0) | x_t] = r_f(t) q(h_f)                       r_f as the head was trained with
+
+`sn` and `npr` are Bao et al. 2022b (Theorems 2 and 3; eps_network is the prediction before any clipping), `learned` is
+Improved DDPM (Nichol & Dhariwal 2021, eq. 15), eta = 1 only; after respacing it interpolates between the bounds of the
+new, longer step. The heuristic of the published codes for networks without a head, which replaces E[eps^2 | x_t] by 1,
+is `sn` with h = 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from adpm.denoiser import Prediction
 from adpm.errors import UserError
 from adpm.families import Field, Kind
-from adpm.gaussian import Covariance, Diagonal, Number
+from adpm.gaussian import Covariance, Diagonal, InBasis, Number
 from adpm.kernel import Kernel
 from adpm.parametrisation import require_alpha
-from adpm.process import Array
+from adpm.process import Array, Process
+from adpm.scale import Scale
 from adpm.variance import (
     BOUNDS,
     ESTIMATOR,
@@ -41,6 +49,7 @@ from adpm.variance import (
 from covariance.interpolation import log_bounds
 from covariance.relative import relative_factor
 from covariance.second_output import second_output
+from covariance.slopes import OneProduct, Sloped
 
 
 class HeadRule(Rule):
@@ -84,6 +93,29 @@ class Relative(HeadRule, PosteriorRule):
 
     def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
         return Diagonal(number(self.average(kernel.t)) * relative_factor(second_output(prediction)))
+
+
+@dataclass(frozen=True)
+class SpectralHead(HeadRule, PosteriorRule):
+    """Cov[x_0 | x_t] = r_f(t) q(h_f) along the axes f of an orthonormal basis; a head of zeros is rule spectral.
+
+    Attributes:
+        scale: gives r_f and the basis; asked for at the first step.
+        process: whose times they are.
+    """
+
+    scale: Callable[[], Scale]
+    process: Process
+
+    def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        head, scale = second_output(prediction), self._scale
+        own = scale.laid_out(scale(self.process.log_snr(kernel.t)))
+        r = torch.as_tensor(own, dtype=head.dtype, device=head.device)
+        return InBasis(r * relative_factor(head), basis=scale.basis)
+
+    @cached_property
+    def _scale(self) -> Scale:
+        return self.scale()
 
 
 @dataclass(frozen=True)
@@ -159,11 +191,29 @@ RULES: dict[str, Kind] = {
         RuleFacts(state_dependent=True, trained_with=("npr",)),
         _FIELDS,
     ),
+    "ocm": Kind(
+        _modelled(_of_noise(NoiseResidual(), "ocm")),
+        "npr's, by a head that estimates the diagonal of the score's Jacobian: OCM (Ou et al. 2025)",
+        RuleFacts(state_dependent=True, trained_with=("ocm",)),
+        _FIELDS,
+    ),
     "relative": Kind(
         _modelled(_relative),
         "ours: analytic's variance times a trained factor per pixel",
         RuleFacts(state_dependent=True, uses_moments=True, trained_with=("relative",)),
         {"estimator": ESTIMATOR, **_FIELDS},
+    ),
+    "spectral_head": Kind(
+        lambda needs: SpectralHead(needs.scale, needs.process),
+        "ours: spectral's variances times a trained factor per coordinate",
+        RuleFacts(state_dependent=True, trained_with=("spectral_head",)),
+    ),
+    "one_jvp": Kind(
+        lambda needs, neighbours=8: OneProduct(needs.scale, needs.process, neighbours),
+        "by one Jacobian-vector product a step, in a basis: after Schioppa & Salimans 2026; three calls a step",
+        RuleFacts(state_dependent=True, statistics="coordinates", around=Sloped),
+        {"neighbours": Field(8, "coordinates on either side that are averaged; 0 = none", low=0)},
+        reads=("moments.statistics=coordinates",),
     ),
     "learned": Kind(
         lambda needs: Learned(needs.first_variance()),

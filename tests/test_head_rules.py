@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from adpm import ideal
+from adpm.basis import Pixels
 from adpm.denoiser import Denoise, Prediction
 from adpm.errors import UserError
 from adpm.families import built
@@ -25,6 +26,7 @@ from adpm.process import Process
 from adpm.run.checks import check_method
 from adpm.run.families import house
 from adpm.run.heads import SecondOutput
+from adpm.scale import Scale
 from adpm.variance import RULES as CORE_RULES
 from adpm.variance import Averaged, Bounded, LastStepCap, PosteriorRule, Rule, RuleNeeds
 from covariance.relative import FLOOR
@@ -37,6 +39,7 @@ WORLDS: dict[str, Process] = {"linear": process("linear_1000")} | {
     name: kind.build() for name, kind in PROCESSES.items()
 }
 STEPS = [(0.05, 0.03), (0.4, 0.35), (0.9, 0.2), (1.0, 0.95)]  # in units of the last time
+SCALE = Scale(np.array([30.0, -30.0]), np.geomspace(1.0, 0.01, 2 * D).reshape(2, D), Pixels(), "identity", SHAPE)
 VAR = lambda t: 0.3 + 0.0 * np.asarray(t)  # noqa: E731  any Var_t will do for exact relative heads
 
 
@@ -262,7 +265,8 @@ TRAINED = [(name, objective) for name, kind in RULES.items() for objective in ki
 
 def needs(**changes: object) -> RuleNeeds:
     return replace(
-        RuleNeeds(lambda estimator: VAR, lambda: 0.5, 1.0, lambda: 1e-5, None, process("linear_1000")), **changes
+        RuleNeeds(lambda estimator: VAR, lambda: 0.5, 1.0, lambda: 1e-5, None, lambda: SCALE, process("linear_1000")),
+        **changes,
     )
 
 

@@ -68,7 +68,8 @@ def tiny(
 ) -> Session:
     """A session on the toy mixture with a filled trunk in its workdir; changes are "section__field=value"."""
     config = load_config("configs/toy.py", "unet")[0]
-    config.network.update(model_channels=8, num_heads=1, dropout=0.3, head="simple")
+    basis_head = HOUSE.families["objective"][objective].facts.basis_head
+    config.network.update(model_channels=8, num_heads=1, dropout=0.3, head="coordinates" if basis_head else "simple")
     config.train.update(batch_size=16, warmup=2, iterations=12, sample_every=0, objective=objective)
     config.moments.update(draws=12, times=8)
     config.cache = str(workdir / "cache")
@@ -319,7 +320,7 @@ def test_a_state_of_other_moments_is_refused(tmp_path):
         ({"network__head": "none"}, r"'npr' trains a head; set config\.network\.head to simple or complex"),
         (
             {"objective": "eps"},
-            r"'eps' does not train a head, but .*head = 'simple'.*\(sn, npr, relative\)",
+            r"'eps' does not train a head, but .*head = 'simple'.*\(sn, npr, ocm, relative, spectral_head\)",
         ),
         ({"objective": "hybrid", "network__head": "none"}, r"set config\.network\.learned_variance = True"),
         ({"train__times": "loss_aware"}, r"'loss_aware' goes with .*\(vlb\), not with 'npr'"),
@@ -334,7 +335,7 @@ def test_a_state_of_other_moments_is_refused(tmp_path):
         ),
         (
             {"objective": "eps", "network__head": "none", "train__trunk_dropout": True},
-            r"trunk_dropout = True does not go with config\.train\.objective = 'eps'.*option of sn, npr, relative",
+            r"trunk_dropout = True does not go with config\.train\.objective = 'eps'.*of sn, .*, spectral_head",
         ),
         ({"denoiser__name": "ideal"}, r"'ideal' has nothing to train"),
     ],
@@ -537,7 +538,8 @@ def test_heads_in_continuous_time(objective, tmp_path, capsys):
     """The variants of digits_sde on a trunk in the same workdir; an SDE's reference times are free for a head, too."""
 
     def session(folder: str = "own", head: str = "", trains: bool = False, **process) -> Session:
-        config = load_config("configs/digits_sde.py", f"vp_{objective}")[0]
+        variant = {"spectral_head": "spectral"}.get(objective, objective)
+        config = load_config("configs/digits_sde.py", f"vp_{variant}")[0]
         config.network.update(model_channels=8, pretrained=str(tmp_path / "trunk.safetensors"), head_pretrained=head)
         config.moments.update(draws=12, times=8)
         config.train.update(batch_size=8, iterations=3, warmup=1)

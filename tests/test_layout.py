@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors families reading ranks whole provenance pickles progress moving process kernel noise parametrisation "
     "denoiser classes guidance energies egsde ideal derivative draws gaussian_score mixture_fit moments target ms_eps "
-    "basis transforms bases shrinkage coordinates coordinate_draws gaussian observations variance shortest_path "
+    "basis transforms bases shrinkage scale coordinates coordinate_draws gaussian observations variance shortest_path "
     "prices costs planning published_split shortened solver inverse exponential multistep published_multistep start "
     "sampler reference fitting fitted trajectory ems ems_integrals dpm_solver_v3 neighbours likelihood cost_table "
     "objective members ems_measure drawing translation bound data_term paths jump explained plots conventions "

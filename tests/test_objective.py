@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from adpm.basis import Pixels
 from adpm.denoiser import Prediction, clipped, per_sample
 from adpm.errors import UserError
 from adpm.ideal import IdealDenoiser, diagonal_mixture
 from adpm.kernel import reverse_kernel
 from adpm.likelihood import Levels
-from adpm.objective import Objective, ObjectiveNeeds, eps_matching
+from adpm.objective import Objective, ObjectiveNeeds, eps_matching, probed
 from adpm.parametrisation import eps_from_x0, x0_from_eps
 from adpm.process import PROCESSES, DiscreteProcess, Process
+from adpm.scale import Scale
 from covariance.objective import OBJECTIVES, relative, residual, squared_noise
 from covariance.relative import FLOOR, relative_factor
 from covariance.second_output import second_output
@@ -39,7 +43,12 @@ def predict(process: Process, x0: Tensor, eps: Tensor, t: np.ndarray, eps_networ
 
 
 def needs(process: Process, levels: Levels = LEVELS) -> ObjectiveNeeds:
-    return ObjectiveNeeds(process, levels, lambda: lambda t: np.ones_like(t))
+    return ObjectiveNeeds(process, levels, lambda: lambda t: np.ones_like(t), lambda: flat_scale((1, 2, 2)))
+
+
+def flat_scale(shape: tuple[int, ...], variance: float = 1.0) -> Scale:
+    """One variance for all pixels and times."""
+    return Scale(np.array([40.0, -40.0]), np.full((2, math.prod(shape)), variance), Pixels(), "identity", shape)
 
 
 # ------------------------------------------------------------------------------------------ published values
@@ -291,6 +300,31 @@ def test_objectives_need_their_second_output(name: str) -> None:
     objective = OBJECTIVES[name].build(needs(DiscreteProcess([0.1] * 10)))
     with pytest.raises(UserError, match="reads a network's second output, but there is none"):
         objective(Prediction(x0, x0, x0, None), x0, x0, np.array([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("name", ["linear", "vp", "ve"])
+def test_hessian_matching_is_least_at_the_posterior_variance(name: str) -> None:
+    """Over all signs the gradient at Var[eps | x_t] is zero, whatever the state; the slopes are those of the mean."""
+    process = {**PROCESSES, **SDES}[name].build()
+    patterns = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)), dtype=torch.float64).reshape(16, 1, 2, 2)
+    data = diagonal_mixture([0.3, 0.7], [[-0.5, 0.2, 0.1, 0.0], [0.4, -0.1, 0.3, 0.2]], [0.05, 0.2], (1, 2, 2))
+    exact, t = IdealDenoiser(data, process), np.full(16, float(process.times[len(process.times) // 2]))
+    x = (float(process.alpha(t[0])) * data.sample(1, 0)).expand(16, -1, -1, -1)
+    signs, along = probed(exact, process, x, patterns, t)
+    assert torch.equal(signs, patterns.roll(1, 0))
+    head = (exact.variance(x, t[0]) * float(np.exp(process.log_snr(t[0])))).requires_grad_(True)
+    off, objective = (head.detach() + 0.1).requires_grad_(True), OBJECTIVES["ocm"].build(needs(process))
+    for own in (head, off):
+        objective(replace(exact(x, t), head=own), x, patterns, t, signs, along).sum().backward()
+    assert head.grad is not None and off.grad is not None
+    assert head.grad.sum(0).abs().max() < 1e-6 * off.grad.sum(0).abs().min()
+
+
+def test_slopes_want_signs_that_the_state_does_not_know() -> None:
+    process = PROCESSES["linear"].build(200)
+    exact, one = IdealDenoiser(diagonal_mixture([1.0], [[0.0]], [1.0], (1, 1, 1)), process), torch.zeros(1, 1, 1, 1)
+    with pytest.raises(UserError, match=r"at least two examples .`batch_size`., and a network"):
+        probed(exact, process, one, one, np.array([3.0]))
 
 
 def test_a_head_of_another_shape_is_told() -> None:

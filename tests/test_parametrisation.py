@@ -117,7 +117,9 @@ def test_every_loss_is_the_weighted_error_of_x0(world, predicts: str) -> None:
         error = posterior + (1.0 - 0.8) ** 2 * (VARIANCE - posterior)
         scale = {"eps": alpha, "x0": sigma, "v": alpha**2 + sigma**2, "flow": alpha + sigma}
         for objective, factor in scale.items():
-            loss = OBJECTIVES[objective].build(ObjectiveNeeds(process, Levels(0, -1.0, 1.0), lambda: np.ones_like))
+            loss = OBJECTIVES[objective].build(
+                ObjectiveNeeds(process, Levels(0, -1.0, 1.0), lambda: np.ones_like, None)
+            )
             found = float(weight @ losses(loss, knows(process, predicts, 0.8), process, x0, eps, at))
             assert found == pytest.approx((factor / sigma) ** 2 * error, rel=1e-6), (objective, t)
 
@@ -131,7 +133,7 @@ def test_the_posterior_mean_is_what_every_loss_trains(predicts: str, objective: 
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
     slope = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     denoise = Denoiser(lambda x, label: slope * x, process, predicts=predicts)
-    loss = OBJECTIVES[objective].build(ObjectiveNeeds(process, Levels(0, -1.0, 1.0), lambda: np.ones_like))
+    loss = OBJECTIVES[objective].build(ObjectiveNeeds(process, Levels(0, -1.0, 1.0), lambda: np.ones_like, None))
     mean = weight @ losses(loss, denoise, process, x0, eps, np.full(len(x0), t))
     (first,) = torch.autograd.grad(mean, slope, create_graph=True)
     (second,) = torch.autograd.grad(first, slope)

@@ -131,7 +131,7 @@ def test_the_prior_term_is_nothing_and_the_flows_density_exact() -> None:
         torch.testing.assert_close(found.nats, exact, rtol=0, atol=tolerance)
 
 
-NEEDS = RuleNeeds(lambda name: posterior, lambda: VARIANCE, 1.0, lambda: 1e-5, lambda: None, FLOW)  # type: ignore[arg-type, return-value]
+NEEDS = RuleNeeds(lambda name: posterior, lambda: VARIANCE, 1.0, lambda: 1e-5, lambda: None, lambda: None, FLOW)  # type: ignore[arg-type, return-value]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,15 @@ PAGES = {
         *(
             ROOT / "docs" / name
             for name in (
-                *("results.md", "solvers.md", "spectral.md", "guidance.md", "data.md", "diffusers.md"),
+                *(
+                    "results.md",
+                    "solvers.md",
+                    "spectral.md",
+                    "spectral_head.md",
+                    "guidance.md",
+                    "data.md",
+                    "diffusers.md",
+                ),
                 *("checkpoints.md", "speed.md", "scaling.md"),
             )
         ),
@@ -59,6 +67,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 # The commands themselves are the README's.
 SHORTER = {
     "--mode=train": ["--config.train.iterations=2", "--config.train.batch_size=8"],
+    "--config=configs/digits.py:spectral": ["--config.moments.draws=12", "--config.moments.times=12"],
     "--config.likelihood.method=bound+flow": ["--config.likelihood.rtol=1e-2"],
     "--mode=likelihood": ["--config.likelihood.images=8"],
     "--mode=sample": ["--config.sampling.samples=4"],
@@ -93,6 +102,10 @@ SHORTER = {
     "benchmarks.patch_world": [
         *["--patches=300", "--components=2", "--times=12", "--draws=50", "--seeds=2", "--steps", "3", "5"],
     ],
+    "benchmarks.patch_states": [
+        *["--patches=300", "--components=2", "--times=12", "--states=40", "--seeds=2", "--iterations=3"],
+        *["--steps", "3", "5"],
+    ],
     "benchmarks.peers": [
         *["--steps=3", "--screen=40", "--samples=40", "--seeds=2", "--draws=20", "--times=12"],
         *["--workers=1", "--trajectories=even", "--only", "DDIM", "adpm UniPC", "adpm spectral, eta 0"],
@@ -106,7 +119,7 @@ SHORTER = {
         *["--only", "spectral, least-cost, eta 0.5"],
     ],
     "benchmarks.spectral_bits": [
-        *["--models", "linear", "--images=6", "--draws=16", "--times=12", "--steps", "3", "5"],
+        *["--models", "linear", "--images=6", "--draws=16", "--times=12", "--steps", "3", "5", "--measured"],
     ],
 }
 
@@ -135,6 +148,7 @@ WITH_WORKDIR = (
     "benchmarks.heads_exact",
     "benchmarks.integrators",
     "benchmarks.jumps",
+    "benchmarks.patch_states",
     "benchmarks.peers",
     "benchmarks.scheduler",
     "benchmarks.spectral_bits",
@@ -161,7 +175,7 @@ def shortened(command: str, folder: Path) -> list[str]:
     extra = [option for word, options in SHORTER.items() if word in words for option in options]
     if "--mode=train" not in words:
         extra += FEW_DRAWS * any(name in command for name in ("digits.py", "digits_sde.py:"))
-    elif not any(name in command for name in (":sn", "_sn", "npr", "relative")):
+    elif not any(name in command for name in (":sn", "_sn", "npr", "relative", "spectral")):
         extra += NARROW
     if any(w in words for w in WITH_WORKDIR):
         words = [w for w in words if not w.startswith("--workdir=")] + [f"--workdir={folder / 'run'}"]

@@ -26,6 +26,7 @@ BASIS = ("rule.name=spectral", "trajectory.cost=axes")
                 ("PCA", PLANNED): ("", *BASIS, "moments.basis=pca"),
                 ("SN", EVEN): (":sn", "trajectory.name=even"),
                 ("relative", BORROWED): (":relative",),
+                ("spectral head", EVEN): (":spectral", "trajectory.name=even"),
             },
         ),
         ("ve", "digits_sde", {("DCT", PLANNED): (":ve", *BASIS, "moments.basis=dct")}),

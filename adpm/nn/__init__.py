@@ -39,7 +39,7 @@ NETWORKS: dict[str, Kind] = {
         NetworkFacts(diffusers_unet.classes),
         fields={
             "pretrained": Field("", "folder with config.json and weights", of=()),
-            "head": UNET_FIELDS["head"],
+            **{name: UNET_FIELDS[name] for name in ("head", "head_block")},
         },
     ),
     "score_sde": Kind(

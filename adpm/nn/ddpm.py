@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adpm.errors import lookup
+from adpm.nn.coordinate_head import completed
 from adpm.nn.heads import HEADS, Headed
 from adpm.nn.score_sde_layers import timestep_embedding
 from adpm.nn.sizes import require_images, require_levels, require_side, require_sizes, square
@@ -171,7 +172,8 @@ class UNet(Headed):
         num_res_blocks: residual blocks per level on the way down (one more on the way up).
         attention_resolutions: sides (not down-sampling factors) of the levels with attention.
         dropout: before the last convolution of each residual block.
-        head: "none", "simple" or "complex": a second output of `in_channels` channels on the last hidden layer.
+        head: "none", "simple" or "complex": a second output of `in_channels` channels on the last hidden layer; with
+            "coordinates" `build` adds it.
 
     Shapes: x [B, C, H, H], t [B] -> [B, C, H, H], with a head [B, 2C, H, H].
 
@@ -276,14 +278,15 @@ def build(
     attention_resolutions: Sequence[int] = (),
     dropout: float = 0.0,
     head: str = "none",
-) -> UNet:
+    head_block: int = 0,
+) -> Headed:
     """The network for images of `shape` (C, H, W), H = W; the other arguments are UNet's.
 
     Raises:
         UserError: if the images are not square, and what UNet raises.
     """
     channels, side = square(shape, "ddpm")
-    return UNet(
+    network = UNet(
         in_channels=channels,
         image_size=side,
         model_channels=model_channels,
@@ -293,3 +296,4 @@ def build(
         dropout=dropout,
         head=head,
     )
+    return completed(network, head, model_channels, 4 * model_channels, shape, head_block)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adpm.errors import UserError, lookup
+from adpm.nn.coordinate_head import completed
 from adpm.nn.ddpm import ResidualBlock, conv, group_norm
 from adpm.nn.diffusers_folder import read_config, uncalled
 from adpm.nn.heads import HEADS, Headed
@@ -24,7 +25,8 @@ class UNet2D(Headed):
 
     Args:
         unet: a `diffusers.UNet2DModel`, which is taken over: its last norm and convolution are called from here.
-        head: "none", "simple" or "complex": a second output of as many channels on the last hidden layer.
+        head: "none", "simple" or "complex": a second output of as many channels on the last hidden layer; with
+            "coordinates" `build` adds it.
 
     Shapes: x [B, C, H, W], t [B] -> [B, out, H, W], with a head [B, 2C, H, W].
     """
@@ -72,13 +74,14 @@ def _width_of(time_embedding: nn.Module) -> int:
     return time_embedding.linear_2.out_features  # type: ignore[union-attr,return-value]
 
 
-def build(shape: Sequence[int], *, pretrained: str = "", head: str = "none") -> UNet2D:
+def build(shape: Sequence[int], *, pretrained: str = "", head: str = "none", head_block: int = 0) -> Headed:
     """The network that a folder describes, for images of `shape` (C, H, W), with fresh weights.
 
     Args:
         shape: of the data.
         pretrained: the network's folder, or a pipeline's.
         head: see `UNet2D`.
+        head_block: see `CoordinateHead`.
 
     Raises:
         UserError: if there is no such folder, if it is of a network that this project does not call, or for other
@@ -95,7 +98,9 @@ def build(shape: Sequence[int], *, pretrained: str = "", head: str = "none") -> 
             "the network 'diffusers' needs the package of that name, which is not installed: "
             'pip install "diffusers>=0.35", or this project with [diffusers].'
         ) from error
-    return UNet2D(UNet2DModel.from_config(config), head)
+    unet = UNet2DModel.from_config(config)
+    width, c_emb = unet.config.block_out_channels[0], _width_of(unet.time_embedding)
+    return completed(UNet2D(unet, head), head, width, c_emb, shape, head_block)
 
 
 def classes(pretrained: str = "", **options: Any) -> tuple[int, bool]:

@@ -3,10 +3,11 @@
 Every network of the project is written this way, so that heads can be trained and stored apart from their trunk:
 
     h, emb = features(x, t)                     the last hidden layer and the time embedding
-    y = [mean_output(h, t), head_output(h, emb, modules)]
+    y = [mean_output(h, t), second_output(h, emb, modules)]
 
 The first output is the network's prediction, at most `in_channels` channels of it where there is a head; the head is
-the raw output of its last convolution, `in_channels` channels.
+the raw output of its last convolution, `in_channels` channels: a number for each pixel, or for each coordinate of a
+basis (coordinate_head.py), which is another module for all networks alike.
 """
 
 from __future__ import annotations
@@ -27,13 +28,21 @@ UNET_FIELDS = {
     "num_res_blocks": Field(1, "residual blocks per level", low=1),
     "dropout": Field(0.1, "before the last convolution of each block", low=0, below=1, of=("training", "head")),
     "head": Field(
-        "none", "none | simple | complex: a second output on the last hidden layer, trained by itself", of=("head",)
+        "none",
+        "none | simple | complex | coordinates: a second output on the last hidden layer, trained by itself",
+        of=("head",),
+    ),
+    "head_block": Field(
+        0, "coordinates: side of the blocks that the basis has; 0 = the whole image is one", low=0, of=("head",)
     ),
 }
 """What the project's U-Nets have in common. A head is no part of what its trunk is."""
 
-HEADS = {"none": (False, False), "simple": (True, False), "complex": (True, True)}
-"""Of the U-Nets -> whether there is a readout, and whether a residual block comes before it."""
+HEADS = {"none": (False, False), "simple": (True, False), "complex": (True, True), "coordinates": (False, False)}
+"""Of the U-Nets -> whether there is a readout per pixel, and whether a residual block comes before it."""
+
+COORDINATES = "coordinate_head"
+"""The name of a head about coordinates among a network's modules."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Headed(nn.Module, ABC):
     """A network that may have a head.
 
     Attributes:
-        HEAD: names that the head's modules have among the network's own; a network without a head has none of them.
+        HEAD: names that the modules of heads about pixels have among the network's own.
         in_channels: channels of the image and of each output.
         num_classes: classes that the network is told; 0: none.
         null_class: whether no class (None) is known to it, too.
@@ -75,19 +84,30 @@ class Headed(nn.Module, ABC):
 
     @abstractmethod
     def head_output(self, h: Tensor, emb: Tensor, modules: Mapping[str, nn.Module] | nn.ModuleDict) -> Tensor:
+        """A pixel head's output [B, C, H, W] by `modules`."""
+
+    def second_output(self, h: Tensor, emb: Tensor, modules: Mapping[str, nn.Module] | nn.ModuleDict) -> Tensor:
         """The head's output [B, C, H, W] by `modules`: the network's own, or others in their place (an average)."""
+        if COORDINATES in modules:
+            return modules[COORDINATES](h, emb)
+        return self.head_output(h, emb, modules)
 
     @property
     def has_head(self) -> bool:
-        return any(name in self._modules for name in self.HEAD)
+        return any(self.in_head(name) for name in self._modules)
+
+    @property
+    def in_basis(self) -> bool | None:
+        """Whether the head is about the coordinates of a basis, not about pixels; None: about either."""
+        return COORDINATES in self._modules
 
     def head(self) -> nn.ModuleDict:
         """The head's modules, shared with the network; their state dict has the network's own names."""
-        return nn.ModuleDict({name: module for name, module in self.named_children() if name in self.HEAD})
+        return nn.ModuleDict({name: module for name, module in self.named_children() if self.in_head(name)})
 
     def in_head(self, name: str) -> bool:
         """Whether an entry of a state dict belongs to a head."""
-        return name.partition(".")[0] in self.HEAD
+        return name.partition(".")[0] in (*self.HEAD, COORDINATES)
 
     def trunk_state(self) -> dict[str, Tensor]:
         """The state dict without the head."""
@@ -98,4 +118,4 @@ class Headed(nn.Module, ABC):
         y = self.mean_output(h, t)
         if not self.has_head:
             return y
-        return torch.cat([y[:, : self.in_channels], self.head_output(h, emb, self._modules)], dim=1)  # type: ignore[arg-type]
+        return torch.cat([y[:, : self.in_channels], self.second_output(h, emb, self._modules)], dim=1)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from adpm.errors import UserError, lookup
+from adpm.nn.coordinate_head import completed
 from adpm.nn.heads import Headed
 from adpm.nn.iddpm_layers import (
     ComplexHead,
@@ -49,7 +50,8 @@ class UNet(Headed):
         updown: residual blocks halve and double the sides, instead of a convolution (guided-diffusion's).
         scale_shift: FiLM-like time conditioning instead of an added bias.
         dropout: before the last convolution of each residual block.
-        head: "none", "simple" or "complex": a second output of `in_channels` channels on the last hidden layer.
+        head: "none", "simple" or "complex": a second output of `in_channels` channels on the last hidden layer; with
+            "coordinates" `build` adds it.
         num_classes: classes that the network is told; 0: none.
         null_class: whether it knows what no class is, too.
 
@@ -194,7 +196,7 @@ def _complex(width: int, channels: int, block: object) -> nn.Module:
     return ComplexHead([block(width, width), *readout(width, channels)])  # type: ignore[operator]
 
 
-HEADS = {"none": None, "simple": _simple, "complex": _complex}
+HEADS = {"none": None, "simple": _simple, "complex": _complex, "coordinates": None}
 
 
 def build(
@@ -211,13 +213,14 @@ def build(
     dropout: float = 0.0,
     learned_variance: bool = False,
     head: str = "none",
+    head_block: int = 0,
     num_classes: int = 0,
     null_class: bool = False,
-) -> UNet:
+) -> Headed:
     """The network for images of `shape` (C, H, W); `learned_variance` doubles the outputs, the rest is UNet's.
 
     Raises:
-        UserError: if the sides are not divisible by 2^(levels - 1).
+        UserError: if the sides are not divisible by 2^(levels - 1), or by `head_block`.
     """
     channels = shape[0]
     network = UNet(
@@ -241,4 +244,4 @@ def build(
             f"`channel_mult` has levels for sides divisible by {network.size_multiple}, "
             f"but the data are {shape[1]}x{shape[2]}; use fewer levels."
         )
-    return network
+    return completed(network, head, model_channels, 4 * model_channels, shape, head_block)

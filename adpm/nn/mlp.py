@@ -59,6 +59,11 @@ class MLP(Headed):
         if lookup(HEADS, head, "`head`"):
             self.out2 = _readout(width, size)
 
+    @property
+    def in_basis(self) -> bool | None:
+        """Its readouts see the whole hidden layer, and know of no pixels."""
+        return None
+
     def features(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The last hidden layer [B, width] and the time embedding [B, 4 width]."""
         emb = self.time_embed(timestep_embedding(t, self.width).to(x.dtype))

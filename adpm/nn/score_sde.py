@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adpm.errors import lookup
+from adpm.nn.coordinate_head import completed
 from adpm.nn.fir import FirDown, FirUp
 from adpm.nn.heads import HEADS, Headed
 from adpm.nn.score_sde_layers import (
@@ -80,7 +81,8 @@ class NCSNpp(Headed):
         attention_resolutions: sides (not down-sampling factors) of the levels with attention.
         variant: a key of VARIANTS.
         dropout: before the last convolution of each residual block.
-        head: "none", "simple" or "complex": a second output of `in_channels` channels on the last hidden layer.
+        head: "none", "simple" or "complex": a second output of `in_channels` channels on the last hidden layer; with
+            "coordinates" `build` adds it.
 
     Shapes: x [B, C, H, H], t [B] -> [B, C, H, H], with a head [B, 2C, H, H].
 
@@ -203,14 +205,15 @@ def build(
     variant: str = "vp",
     dropout: float = 0.0,
     head: str = "none",
-) -> NCSNpp:
+    head_block: int = 0,
+) -> Headed:
     """The network for images of `shape` (C, H, W), H = W; the other arguments are NCSNpp's.
 
     Raises:
         UserError: if the images are not square, and what NCSNpp raises.
     """
     channels, side = square(shape, "score_sde")
-    return NCSNpp(
+    network = NCSNpp(
         in_channels=channels,
         image_size=side,
         model_channels=model_channels,
@@ -221,3 +224,4 @@ def build(
         dropout=dropout,
         head=head,
     )
+    return completed(network, head, model_channels, 4 * model_channels, shape, head_block)

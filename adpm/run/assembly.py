@@ -31,7 +31,7 @@ from adpm.run import classes, heads, store, weights
 from adpm.run.checks import check_files, check_head_file, check_method, check_second_output
 from adpm.run.house import House
 from adpm.run.machine import called, check_machine
-from adpm.run.models import DenoiserNeeds, Loaded, outputs_of
+from adpm.run.models import DenoiserNeeds, Loaded, Outputs, outputs_of
 from adpm.run.naming import naming
 from adpm.run.of_file import completed
 from adpm.run.problem import Problem, cache_of
@@ -119,7 +119,7 @@ class Session(Problem):
             raise UserError("; and ".join(text.rstrip(".") for text in told if text) + ".")
 
     def _check_method(self) -> None:
-        found = heads.second_output(self.place, self.outputs[1]) if self.outputs[0] else None
+        found = heads.second_output(self.place, self.outputs.head) if self.outputs.second else None
         check_method(self.config, self.house.families, self.data.levels, found)
         with naming(self.house.table):
             _ = self.solver(lambda _: lambda t: t, self.process.times[: self.config.trajectory.steps + 1], lambda: 1.0)
@@ -142,16 +142,13 @@ class Session(Problem):
         return self.kind("denoiser.name").facts.trainable
 
     @cached_property
-    def outputs(self) -> tuple[bool, bool]:
-        """Whether the network has a second output, and whether that is a head: modules of its own on the last layer.
-
-        The network is built and called without memory or arithmetic, so that what cannot work is refused now.
-        """
+    def outputs(self) -> Outputs:
+        """What the network returns; it is built and called without memory or arithmetic, or refused."""
         if not self.trainable:
-            return False, False
-        channels, has_head = outputs_of(self.network, self.data.shape)
-        check_head_file(self.config.network, has_head)
-        return channels > self.data.shape[0], has_head
+            return Outputs(False, False, None)
+        found = outputs_of(self.network, self.data.shape)
+        check_head_file(self.config.network, found.head)
+        return found
 
     def network(self) -> Headed:
         """A freshly initialised network, a function of config.seed."""
@@ -189,9 +186,12 @@ class Session(Problem):
 
     @cached_property
     def model(self) -> Loaded:
-        """The denoiser that the config names, with its trained head if the variance rule reads it."""
-        if not self.rule_facts.state_dependent:
+        """The denoiser that the config names, with its trained head, or what stands for it, if the rule reads it."""
+        if not (facts := self.rule_facts).state_dependent:
             return self.trunk
+        if facts.around is not None:
+            scale = self.known("coordinates").scale(self.process)
+            return replace(self.trunk, denoise=facts.around(self.trunk.denoise, self.process, scale.basis), scale=scale)
         model = heads.with_head(self.place, self.trunk)
         self._check_method()  # the head may have come about after this session
         return model
@@ -249,6 +249,7 @@ class Session(Problem):
             ((self.data.high - self.data.low) / 2.0) ** 2,
             lambda: first_posterior_variance(self.process),
             lambda: self.known("coordinates"),
+            lambda: heads.scale_of(self.model),
             self.process,
         )
         rule = self.build("rule.name", needs)
@@ -313,5 +314,6 @@ class Session(Problem):
 
     def objective(self, variance_of: VarianceOf) -> Objective:
         """What training minimises."""
-        needs = ObjectiveNeeds(self.process, self.levels, lambda: variance_of(self.estimator))
+        variance, scale = lambda: variance_of(self.estimator), lambda: self.known("coordinates").scale(self.process)
+        needs = ObjectiveNeeds(self.process, self.levels, variance, scale)
         return self.build("train.objective", needs)

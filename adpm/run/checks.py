@@ -58,10 +58,13 @@ def _check_trained(rule: str, objectives: tuple[str, ...], got: SecondOutput | N
     )
 
 
-def check_second_output(config: Any, families: Families, has_second_output: bool, has_head: bool) -> None:
+def check_second_output(
+    config: Any, families: Families, has_second_output: bool, has_head: bool, in_basis: bool | None
+) -> None:
     """The objective is about the kind of second output that the network has, if it is about one at all.
 
-    A head takes the place of a learned variance, so only one of the two can be meant.
+    A head takes the place of a learned variance, so only one of the two can be meant; and a head is about pixels or
+    about the coordinates of a basis.
     """
     objectives = families["objective"]
     facts, told = objectives[config.train.objective].facts, f"config.train.objective = '{config.train.objective}'"
@@ -70,6 +73,13 @@ def check_second_output(config: Any, families: Families, has_second_output: bool
         raise UserError(
             f"{told} is about the network's own second output, and config.network.head = '{config.network.head}' puts "
             f"a head in its place; set the head to none, or the objective to the head's ({heads})."
+        )
+    if facts.trains_head and has_head and in_basis is not None and in_basis != facts.basis_head:
+        about, other = ("the coordinates of a basis", "pixels")[:: 1 if facts.basis_head else -1]
+        raise UserError(
+            f"{told} trains a head about {about}, and config.network.head = '{config.network.head}' is about {other}; "
+            f"set the head to {'coordinates' if facts.basis_head else 'simple or complex'}, or the objective to one of "
+            f"{named(objectives, 'pixel_head' if facts.basis_head else 'basis_head')}."
         )
     if facts.trains_head and has_second_output and not has_head:
         own = named(objectives, "learns_variance")

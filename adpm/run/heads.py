@@ -1,7 +1,8 @@
 """Head files: a head without its trunk, what it was trained on, and how a run finds and checks its own.
 
 A file of ours holds the head's tensors alone, and a header with the config, the objective, the hash of the trunk and of
-the process. The published layouts hold backbone and head in one file and say none of this.
+the process. One about the coordinates of a basis brings that basis and r_f along, which it is in units of: measured
+again, they would be others. The published layouts hold backbone and head in one file and say none of this.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adpm.errors import UserError
@@ -19,8 +23,10 @@ from adpm.nn.checkpoint import load_part, read_header, state_hash
 from adpm.nn.heads import Headed
 from adpm.run.models import Loaded
 from adpm.run.weights import Place, located, trunk_file, weights_header
+from adpm.scale import Scale
 
 FILE = "head.safetensors"
+_SCALE = "scale."
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,35 @@ class SecondOutput:
     advice: str = ""
 
 
-def head_header(place: Place, trunk: Loaded, objective: str, iterations: int) -> dict[str, Any]:
+def head_header(
+    place: Place, trunk: Loaded, objective: str, iterations: int, scale: Scale | None = None
+) -> dict[str, Any]:
     """What a head file says about itself."""
-    return {**weights_header(place, iterations), "objective": objective, "trunk": trunk.weights}
+    own = {"objective": objective, "trunk": trunk.weights}
+    words = {} if scale is None else {"scale": {name: a.tolist() for name, a in _words(scale.arrays()).items()}}
+    return {**weights_header(place, iterations), **own, **words}
+
+
+def scale_tensors(scale: Scale | None) -> dict[str, Tensor]:
+    """The numbers of a scale, as a head file holds them beside the head's own tensors; the rest is in its header."""
+    arrays = {} if scale is None else scale.arrays()
+    return {f"{_SCALE}{name}": torch.as_tensor(arrays[name]) for name in arrays.keys() - _words(arrays).keys()}
+
+
+def _words(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Names and whole numbers."""
+    return {name: array for name, array in arrays.items() if not np.issubdtype(array.dtype, np.floating)}
+
+
+def scale_of(model: Loaded) -> Scale:
+    """What the model's head is in units of.
+
+    Raises:
+        UserError: if nobody has said.
+    """
+    if model.scale is None:
+        raise UserError(f"the head of {model.source} does not say which variances it is in units of; train it again.")
+    return model.scale
 
 
 def with_head(place: Place, trunk: Loaded) -> Loaded:
@@ -56,14 +88,39 @@ def with_head(place: Place, trunk: Loaded) -> Loaded:
     found, state = _find(place, network, trunk)
     header = read_header(found)
     kind = _check_header(place, trunk, found, header) if header else None
-    load_part(network, state, str(found), network.head().state_dict().keys())
+    own = {name: tensor for name, tensor in state.items() if not name.startswith(_SCALE)}
+    load_part(network, own, str(found), network.head().state_dict().keys())
+    scale = _scale(place, found, header, state)
     head = {
-        "weights": state_hash(network.head().state_dict()),
+        "weights": state_hash({**network.head().state_dict(), **scale_tensors(scale)}),
         "objective": kind,
         "kind": place.config["network"]["head"],
     }
     source = trunk.source if str(found) == trunk.source else f"{trunk.source}, head of {found}"
-    return replace(trunk, source=source, head=head)
+    return replace(trunk, source=source, head=head, scale=scale)
+
+
+def _scale(place: Place, found: Path, header: Mapping[str, Any], state: Mapping[str, Tensor]) -> Scale | None:
+    """What a head about the coordinates of a basis is in units of.
+
+    Raises:
+        UserError: if the file's numbers are none, or the config names another basis.
+    """
+    words, numbers = header.get("scale"), {n: tensor for n, tensor in state.items() if n.startswith(_SCALE)}
+    if words is None and not numbers:
+        return None
+    try:
+        arrays = {name.removeprefix(_SCALE): tensor.numpy() for name, tensor in numbers.items()}
+        scale = Scale.of(arrays | {name: np.array(value) for name, value in dict(words or {}).items()})
+    except Exception as error:  # whatever numpy says about what is in a file
+        raise UserError(f"head '{found}' is damaged: what it is in units of are no variances ({error}).") from error
+    wanted, anything = place.config["moments"]["basis"], place.table.default("moments.basis")
+    if wanted not in (scale.name, anything):
+        raise UserError(
+            f"head '{found}' is about the basis '{scale.name}', and config.moments.basis = '{wanted}'; set that to "
+            f"'{scale.name}' or '{anything}', or {_other_head(place, found)}."
+        )
+    return scale
 
 
 def head_file(place: Place) -> Path | None:
@@ -105,7 +162,7 @@ def _find(place: Place, network: Headed, trunk: Loaded) -> tuple[Path, Mapping[s
     section, own, found = place.config["network"], place.workdir / FILE, head_file(place)
     if found is not None:
         state = read_weights(found, set(network.trunk_state()))
-        inside = {name: tensor for name, tensor in state.items() if network.in_head(name)}
+        inside = {n: tensor for n, tensor in state.items() if network.in_head(n) or n.startswith(_SCALE)}
         if found == own:
             return found, state  # nothing else may be in it
         if inside or section["head_pretrained"]:
@@ -138,7 +195,7 @@ def _check_header(place: Place, trunk: Loaded, found: Path, header: Mapping[str,
     """
     kind, other = _objective(header), _other_head(place, found)
     objectives = place.table.families["objective"]
-    reads = objectives[kind].reads if kind in objectives else ()
+    reads = [name for name in (objectives[kind].reads if kind in objectives else ()) if "=" not in name]
     if told := place.same("weights", header, "network.head", *reads):
         raise UserError(f"head '{found}' was trained for another model ({told}); change the config back, or {other}.")
     if not place.same_process(header):

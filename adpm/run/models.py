@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,7 @@ from adpm.ideal import IdealDenoiser
 from adpm.mixture_fit import fit_mixture
 from adpm.nn.heads import Headed
 from adpm.process import Process
+from adpm.scale import Scale
 from adpm.start import mixture_fields, rank_field
 
 
@@ -33,6 +34,7 @@ class Loaded:
         network: the network in it, if there is one.
         head: what distinguishes its head from others: weights, objective, kind; None where there is no head. Moments
             do not depend on it.
+        scale: r_f that its head is in units of, if that is about the coordinates of a basis.
         assumed: what no file says and nobody could check, for people; "" where everything was checked.
     """
 
@@ -41,6 +43,7 @@ class Loaded:
     source: str
     network: Headed | None = None
     head: Mapping[str, Any] | None = None
+    scale: Scale | None = None
     assumed: str = ""
 
 
@@ -65,8 +68,22 @@ class DenoiserNeeds:
     source: Callable[[], Source]
 
 
-def outputs_of(network: Callable[[], Headed], shape: tuple[int, ...]) -> tuple[int, bool]:
-    """How many channels a network would return, and whether it has a head; built without memory or arithmetic.
+class Outputs(NamedTuple):
+    """What a network returns.
+
+    Attributes:
+        second: whether there is more than a prediction.
+        head: whether that is a head: modules of its own on the last layer.
+        in_basis: whether the head is about the coordinates of a basis, not about pixels; None: about either.
+    """
+
+    second: bool
+    head: bool
+    in_basis: bool | None
+
+
+def outputs_of(network: Callable[[], Headed], shape: tuple[int, ...]) -> Outputs:
+    """What a network would return; it is built without memory or arithmetic.
 
     Raises:
         UserError: if it cannot be built or called.
@@ -80,7 +97,7 @@ def outputs_of(network: Callable[[], Headed], shape: tuple[int, ...]) -> tuple[i
             raise
         except Exception as error:
             raise UserError(f"config.network cannot be built: its layers do not fit each other ({error}).") from error
-    return out.shape[1], made.has_head
+    return Outputs(out.shape[1] > shape[0], made.has_head, made.in_basis)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from adpm.run import classifiers, heads, weights
 from adpm.run.assembly import Session
 from adpm.run.checks import named
 from adpm.run.classes import TrainingClasses
-from adpm.run.measure import moments_key, variance_for
+from adpm.run.measure import moments_key, used_statistics, variance_for
 from adpm.run.naming import naming
 from adpm.run.training import Trainer, TrainOptions
 
@@ -92,9 +92,10 @@ def options_of(session: Session) -> TrainOptions:
 def _check(session: Session, kind: Kind) -> None:
     config, objectives, facts = session.config, session.house.families["objective"], kind.facts
     train, network, told = config.train, config.network, f"config.train.objective = '{config.train.objective}'"
-    has_head = session.outputs[1]
+    has_head = session.outputs.head
     if facts.trains_head and not has_head:
-        raise UserError(f"{told} trains a head; set config.network.head to simple or complex.")
+        kinds = "coordinates" if facts.basis_head else "simple or complex"
+        raise UserError(f"{told} trains a head; set config.network.head to {kinds}.")
     if has_head and not facts.trains_head:
         raise UserError(
             f"{told} does not train a head, but config.network.head = '{network.head}'; set that to none, or the "
@@ -157,6 +158,8 @@ def _head(session: Session, kind: Kind) -> Trainee:
     facts = {"trunk": trunk.weights, "process": weights.process_digest(session.process)}
     if kind.facts.uses_moments:
         facts |= {"moments": moments_key(session), "estimator": session.estimator}
+    facts |= used_statistics(session, "train.objective")
+    scale = session.known("coordinates").scale(session.process) if kind.facts.basis_head else None
     if session.config.train.sample_every:
         say(f"no sample grids (config.train.sample_every): '{name}' does not change the means that they are made of.")
     return Trainee(
@@ -166,8 +169,8 @@ def _head(session: Session, kind: Kind) -> Trainee:
         clip=session.config.denoiser.clip,
         name="train_head",
         file=session.workdir / heads.FILE,
-        tensors=lambda module: module.head.state_dict(),  # type: ignore[union-attr]
-        header=lambda iterations: {**heads.head_header(place, trunk, name, iterations), **facts},
+        tensors=lambda module: {**module.head.state_dict(), **heads.scale_tensors(scale)},  # type: ignore[union-attr]
+        header=lambda iterations: {**heads.head_header(place, trunk, name, iterations, scale), **facts},
         facts=facts,
     )
 
