@@ -265,7 +265,7 @@ def test_advice_helps(trained, tmp_path):
     [
         (
             {"network__head": "simple", "train__objective": "hybrid", "rule__name": "learned"},
-            r"'hybrid' is about the network's own second output, and config\.network\.head = 'simple'.*\(sn, npr, rel",
+            r"'hybrid' is about the network's own second output, and config\.network\.head = .*\(sn, npr, ocm, rel",
         ),
         (
             {"train__objective": "sn", "rule__name": "sn"},

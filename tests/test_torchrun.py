@@ -161,4 +161,5 @@ def test_killed_runs_lose_nothing() -> None:
     done = finished("-m", "benchmarks.kills", "--modes", "sample", "--every=9", "--sizes=3", env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| sample")]
-    assert rows == [["sample", n, "6", "0", "0"] for n in "12"] + [["sample", "3", *"0000"]]
+    assert [row[1] for row in rows] == ["1", "2", "3"] and int(rows[0][2]) == int(rows[1][2]) > 5
+    assert {number for row in rows for number in row[3:]} == {"0"} and rows[2][2] == "0"

@@ -71,7 +71,8 @@ def samples_for(session: Session, path: Path | None = None) -> Samples:
     if batches is None:
         # what the first batch was like is not known without drawing it again
         begun = partial(save_arrays, steps)
-        batches = growing.fill(section.samples, _sampler(session, path), begun, afresh=first is None)
+        with naming(session.house.table, "sampling"):
+            batches = growing.fill(section.samples, _sampler(session, path), begun, afresh=first is None)
         first = read_arrays(steps)
     assert first is not None
     kept = Rows(file, section.samples)
@@ -82,20 +83,19 @@ def samples_for(session: Session, path: Path | None = None) -> Samples:
 
 def _sampler(session: Session, path: Path) -> Sampler:
     """What is missing is measured before anything is drawn."""
-    with naming(session.house.table, "sampling"):
-        solver = session.solver(variance_for(session), path.times)
-        session.learn()
-        return Sampler(
-            of_samples(session, session.sampler_model.denoise),
-            solver,
-            session.process,
-            path.times,
-            session.data.shape,
-            session.config.seed,
-            session.device,
-            session.start,
-            session.data.encode,
-        )
+    solver = session.solver(variance_for(session), path.times)
+    session.learn()
+    return Sampler(
+        of_samples(session, session.sampler_model.denoise),
+        solver,
+        session.process,
+        path.times,
+        session.data.shape,
+        session.config.seed,
+        session.device,
+        session.start,
+        session.data.encode,
+    )
 
 
 def _check(path: Path, arrays: Arrays) -> None:
