@@ -3,7 +3,8 @@
 Every mode is run once in peace, and its writes are counted: files put in their place (os.replace) and batches of
 samples added to theirs. Then it is run again and again in a fresh folder, killed (SIGKILL) at the n-th of them, for all
 n, now before it is done, now after, and started once more. The second start has to end well, with the same bytes in
-every file (events of TensorBoard, and the seconds beside samples, left out) and nothing torn left over. On a full disk
+every file as that many processes leave in peace (events of TensorBoard, and the seconds beside samples, left out) and
+nothing torn left over. On a full disk
 no file may grow beyond a size: the run has to end with one sentence, and the next one as above.
 
     python -m benchmarks.kills [--modes sample train ...] [--processes 1 2] [--every=1] [--sizes=40]
@@ -74,8 +75,8 @@ def main() -> None:
     kills = 0
     for mode in options.modes:
         with tempfile.TemporaryDirectory() as folder:
-            expected, writes = peaceful(mode, Path(folder) / "peace")
             for size in options.processes:
+                expected, writes = peaceful(mode, Path(folder) / f"peace-{size}", size)
                 found = [
                     killed(mode, Path(folder) / f"{size}-{n}", size, n, expected)
                     for n in range(1, 2 * writes + 1, options.every)
@@ -176,14 +177,15 @@ def counted(at: Callable[[int, bool], None]) -> None:
 # What is looked for
 
 
-def peaceful(mode: str, folder: Path) -> tuple[dict[str, str], int]:
-    """The files of a run that nobody disturbs, by their hashes, and its writes."""
+def peaceful(mode: str, folder: Path, size: int = 1) -> tuple[dict[str, str], int]:
+    """The files of a run that nobody disturbs, by their hashes, and the writes of its first process."""
     counter = folder.with_name("count.txt")
 
     def count(rank: int) -> None:
-        counted(lambda n, after: counter.write_text(str(n)) if after else None)
+        if rank == 0:
+            counted(lambda n, after: counter.write_text(str(n)) if after else None)
 
-    if code := started(mode, folder, 1, count):
+    if code := started(mode, folder, size, count):
         raise SystemExit(f"{mode} ends with {code}: {(folder / 'said.txt').read_text()}")
     return hashes(folder), int(counter.read_text())
 
