@@ -4,8 +4,8 @@ Every mode is run once in peace, and its writes are counted: files put in their 
 samples added to theirs. Then it is run again and again in a fresh folder, killed (SIGKILL) at the n-th of them, for all
 n, now before it is done, now after, and started once more. The second start has to end well, with the same bytes in
 every file as that many processes leave in peace (events of TensorBoard, and the seconds beside samples, left out) and
-nothing torn left over. On a full disk
-no file may grow beyond a size: the run has to end with one sentence, and the next one as above.
+nothing torn left over. On a full disk no file may grow beyond a size: the run has to end with one sentence, and the
+next one as above.
 
     python -m benchmarks.kills [--modes sample train ...] [--processes 1 2] [--every=1] [--sizes=40]
 
