@@ -154,12 +154,3 @@ def test_a_process_that_dies_ends_the_job_and_the_next_start_goes_on(tmp_path: P
     ran(1, "toy.py", "sample", tmp_path / "other", *fields)
     one, other = (hashes(tmp_path / name) for name in ("run", "other"))
     assert one == other
-
-
-def test_killed_runs_lose_nothing() -> None:
-    """A few of the moments of `python -m benchmarks.kills`."""
-    done = finished("-m", "benchmarks.kills", "--modes", "sample", "--every=9", "--sizes=3", env=ONE_THREAD)
-    assert done.returncode == 0, done.stderr
-    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| sample")]
-    assert [row[1] for row in rows] == ["1", "2", "3"] and int(rows[0][2]) == int(rows[1][2]) > 5
-    assert {number for row in rows for number in row[3:]} == {"0"} and rows[2][2] == "0"
