@@ -16,6 +16,9 @@ from adpm.likelihood import Decoder, Levels, Statistics, keyed_noise, measure_st
 from adpm.process import Array, Process
 from adpm.progress import Arrays, Keep, in_memory, progress
 
+AT_ONCE = 10
+"""Times whose terms are measured together: the images are read once for all of them."""
+
 
 @torch.inference_mode()
 def statistics_of(
@@ -71,7 +74,8 @@ def measure_data_row(
         found = statistics_of(denoise, process, decoder, levels, images, numbers, some, **options)
         return {"nats": found.data.mean(1) / found.dim}
 
-    return {"times": times, "nats": np.concatenate([part["nats"] for part in keep(len(times), 1, work, "data term")])}
+    parts = keep(len(times), AT_ONCE, work, "data term")
+    return {"times": times, "nats": np.concatenate([part["nats"] for part in parts])}
 
 
 def data_row(process: Process, measured: Arrays) -> Array:

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from adpm.denoiser import Denoise, Prediction, check_range, per_sample
+from adpm.denoiser import EPS_AFTER_CLIP, Denoise, Prediction, check_range, clipped, per_sample
 from adpm.errors import UserError
 from adpm.gaussian import Covariance
 from adpm.kernel import Kernel, reverse_kernel
@@ -89,10 +89,9 @@ class Conditioned:
             said = self.denoise(x, t)
             shift = self.observation.shift(self._covariance(time, said), self.observation.off(said.x0))
         x0 = said.x0 + shift
-        limited = x0 if self.clip is None else x0.clamp(*self.clip)
-        eps = eps_from_x0(x, limited, alpha, sigma)
-        raw = eps if self.clip is None else eps_from_x0(x, x0, alpha, sigma)
-        return replace(said, x0=limited, eps=eps, eps_network=raw, x0_network=x0)
+        eps = eps_from_x0(x, x0, alpha, sigma)
+        found = clipped(x, x0, eps, said.head, alpha, sigma, self.clip, EPS_AFTER_CLIP["rederive"].build())
+        return replace(found, finite=said.finite)
 
     def _covariance(self, time: Any, said: Prediction) -> Covariance:
         return self.rule.posterior(_kernel(self.process, time), said)

@@ -45,6 +45,10 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
         (*FEW, "likelihood.images=6", "likelihood.batch_size=2", "likelihood.method=bound+flow"),
     ),
     "evaluate": ("toy.py", FEW),
+    "translate": (
+        "digits_translate.py",
+        ("translate.images=6", "sampling.batch_size=2", "trajectory.steps=2", "moments.draws=12", "moments.times=6"),
+    ),
     "train": (
         "toy.py:unet",
         (
@@ -58,7 +62,7 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Mode -> config and fields."""
 CONFIGS = Path(__file__).parent.parent / "configs"
-NEW = ("events.out", "samples.csv", "said.txt", ".")
+NEW = ("events.out", "samples.csv", "translations.csv", "said.txt", ".")
 """Files with the time in them, and temporary ones, which later runs remove when they are an hour old."""
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from adpm.progress import Arrays
-from adpm.run.growing import Growing, Rows
+from adpm.run.growing import Growing
+from adpm.run.stored import Mapped
 
 SHAPE = (2, 3)
 
@@ -49,7 +50,7 @@ def test_the_file_is_a_plain_npy_with_the_images_in_order(tmp_path: Path) -> Non
     assert begun.keys() == {"nfe"} and work.ranges == [range(0, 4), range(4, 8), range(8, 10)]
     assert np.array_equal(np.load(path), images(range(10)))
     assert sorted(p.name for p in path.parent.iterdir()) == ["samples.csv", "samples.npy"]
-    rows = Rows(path, 9)
+    rows = Mapped(path, 9)
     assert len(rows) == 9 and np.array_equal(rows[3:7].numpy(), images(range(3, 7)))
 
 

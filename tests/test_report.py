@@ -22,6 +22,7 @@ from adpm.run.modes.train import loop
 from adpm.run.report import EVENTS, Report, markdown
 from adpm.run.training import Trainer
 from tests.boards import Run, board
+from tests.processes import finished
 from tests.trainings import small_trainer
 
 # ---------------------------------------------------------------------------------------------- points
@@ -268,3 +269,24 @@ def test_deviations_of_nothing_do_not_stretch_the_scale(last: float, ends: tuple
     norm = figure.axes[0].images[0].norm
     assert (norm.vmin, norm.vmax) == pytest.approx(ends)
     drawn(deviation_figure(0.0 * deviation, TIMES, LOG_SNR))
+
+
+FULL = """
+import resource, signal, sys
+import torch
+from pathlib import Path
+from adpm.run.report import Report
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    with Report(Path(sys.argv[1])) as report:
+        report.picture("noise", torch.rand(1, 64, 64), 0)
+except OSError as error:
+    print(error.filename, error.strerror)
+"""
+
+
+def test_a_full_disk_is_told_by_its_folder_and_not_by_a_traceback(tmp_path: Path) -> None:
+    """The events are written by a thread of their own."""
+    done = finished("-c", FULL, tmp_path / "board")
+    assert done.stdout == f"{tmp_path / 'board'} File too large\n" and "Traceback" not in done.stderr

@@ -154,3 +154,13 @@ def test_a_process_that_dies_ends_the_job_and_the_next_start_goes_on(tmp_path: P
     ran(1, "toy.py", "sample", tmp_path / "other", *fields)
     one, other = (hashes(tmp_path / name) for name in ("run", "other"))
     assert one == other
+
+
+def test_killed_runs_lose_nothing() -> None:
+    """A few of the moments of `python -m benchmarks.kills`; how many there are depends on who gets which range."""
+    done = finished("-m", "benchmarks.kills", "--modes", "sample", "--every=9", "--sizes=3", env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| sample")]
+    one, two, full = ([int(cell) for cell in row[1:]] for row in rows)
+    assert one[0] == 1 and two[0] == 2 and min(one[1], two[1]) > 4 and one[2:] == two[2:] == [0, 0]
+    assert full == [3, 0, 0, 0, 0]

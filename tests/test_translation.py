@@ -117,13 +117,14 @@ def test_digits_are_translated_by_one_command(tmp_path: Path, capsys: pytest.Cap
     assert "5 images noised to t = 500" in told and "12 network calls each" in told
     folder = the_file(tmp_path / "translations", "low_pass+features+target-small-even-K3-eta1-*")
     there = {path.name for path in folder.iterdir()}
-    assert there == {"grid.png", "strip.png", "protocol.json", "translations.npz", "images"}
+    made = {"translations.npy", "translations.csv", "steps.npz"}
+    assert there == {"grid.png", "strip.png", "protocol.json", "images", *made}
     assert len(list((folder / "images").glob("*.png"))) == 5
     protocol = json.loads((folder / "protocol.json").read_text())
     assert protocol["translation"]["translate.features_weight"] == 5.0 and protocol["path"] == [0, 1, 250, 500]
     assert protocol["classifier"] and protocol["sources"] == "test 3"
     assert list((tmp_path / "tensorboard" / "translate").rglob("events*"))
-    kept, written = folder / "translations.npz", (folder / "translations.npz").stat().st_mtime_ns
+    kept, written = folder / "translations.npy", (folder / "translations.npy").stat().st_mtime_ns
     assert go(tmp_path, "digits_translate", "translate", *FEW) == 0
     assert kept.stat().st_mtime_ns == written
     assert go(tmp_path, "digits_translate", "translate", *FEW, "translate.target_weight=1.0") == 0

@@ -12,29 +12,17 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adpm.progress import Arrays, progress, say
 from adpm.ranks import alone, ranks
-from adpm.run.store import Parts, parts_of, remove
-from adpm.run.stored import Stored
+from adpm.run.store import Parts, parts_of, read_arrays, remove, save_arrays
+from adpm.run.stored import Mapped
 from adpm.whole import named, write_whole
-
-
-class Rows(Stored):
-    """The first `count` images of an npy file, of any type; mapped only while some are read."""
-
-    def __init__(self, path: Path, count: int) -> None:
-        self._path = path
-        there = np.load(path, mmap_mode="r", allow_pickle=False)
-        self.shape = (count, *there.shape[1:])
-
-    def read(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
-        return np.load(self._path, mmap_mode="r", allow_pickle=False)[numbers]
 
 
 @dataclass(frozen=True)
@@ -173,6 +161,52 @@ class Growing:
         about = {"descr": self._dtype.str, "fortran_order": False, "shape": (count, *self._shape)}
         np.lib.format.write_array_header_1_0(out, about)
         return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Images on disk.
+
+    Attributes:
+        images: [n, C, H, W].
+        first: what else is known of the first batch.
+        file: of the images.
+        seconds: that they took, whenever that was.
+    """
+
+    images: Mapped
+    first: Arrays
+    file: Path
+    seconds: float
+
+
+def grown(
+    file: Path,
+    shape: Sequence[int],
+    dtype: Any,
+    size: int,
+    count: int,
+    work: Callable[[], Callable[[range], Arrays]],
+    check: Callable[[Arrays], object],
+) -> Grown:
+    """`count` images in a file: those that are there read, the others made.
+
+    Args:
+        file: ends in .npy; what is known of the first batch lies beside it, in steps.npz.
+        shape, dtype, size: see `Growing`.
+        count: images that are wanted.
+        work: asked for if some are missing; see `Growing.fill`.
+        check: raises anything on what is not of the first batch.
+    """
+    steps, growing = file.with_name("steps.npz"), Growing(file, shape, dtype, size)
+    first = read_arrays(steps, check)
+    batches = None if first is None else growing.whole(count)
+    if batches is None:
+        # what the first batch was like is not known without making it again
+        batches = growing.fill(count, work(), partial(save_arrays, steps), afresh=first is None)
+        first = read_arrays(steps)
+    assert first is not None
+    return Grown(Mapped(file, count), first, file, sum(batch.seconds for batch in batches))
 
 
 def _batch(line: str) -> Batch | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from adpm.provenance import leaves
 from adpm.ranks import alone, ranks
-from adpm.whole import write_whole
+from adpm.whole import named, write_whole
 
 EVENTS = "events.out.tfevents.*"
 _KEPT = "events.out.tfevents.0000000000.kept"
@@ -111,11 +112,13 @@ class Report:
     """
 
     def __init__(self, folder: Path, last: int = 0) -> None:
+        self._folder, self._hook = folder, threading.excepthook
         self._writer: SummaryWriter | None = None
         if ranks().first:
             with alone():
                 _keep(folder, last)
             self._writer = SummaryWriter(str(folder), purge_step=last + 1 if last else 0)  # for a board that is open
+            threading.excepthook = self._unless_refused
 
     def __enter__(self) -> Report:
         return self
@@ -125,10 +128,20 @@ class Report:
     ) -> None:
         self.close()
 
+    def _unless_refused(self, what: threading.ExceptHookArgs) -> None:
+        """What the system refuses the writer's thread is raised by the next call; its traceback is not for people."""
+        if not issubclass(what.exc_type, OSError):
+            self._hook(what)
+
     def _write(self, kind: str, *what: Any) -> None:
-        """A method of the writer, where there is one."""
+        """A method of the writer, where there is one.
+
+        Raises:
+            OSError: naming the folder, where the system refuses.
+        """
         if self._writer is not None:
-            getattr(self._writer, kind)(*what)
+            with named(self._folder):
+                getattr(self._writer, kind)(*what)
 
     def _add(self, summary: Summary) -> None:
         """What the writer itself has no function for, or one that adds runs or tags of its own."""
@@ -184,4 +197,7 @@ class Report:
         self._write("flush")
 
     def close(self) -> None:
-        self._write("close")
+        try:
+            self._write("close")
+        finally:
+            threading.excepthook = self._hook

@@ -15,11 +15,12 @@ from adpm.paths import Path
 from adpm.progress import Arrays
 from adpm.run.assembly import Session
 from adpm.run.classes import of_samples
-from adpm.run.growing import Growing, Rows
+from adpm.run.growing import grown
 from adpm.run.measure import variance_for
 from adpm.run.naming import naming
 from adpm.run.paths import path_after_start, path_for, sampler_key, sampler_name
-from adpm.run.store import digest, read_arrays, save_arrays, write_json
+from adpm.run.store import digest, write_json
+from adpm.run.stored import Mapped
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Samples:
         decode: kept images -> images in the data's range.
     """
 
-    kept: Rows
+    kept: Mapped
     first: Arrays
     path: Path
     folder: File
@@ -63,22 +64,20 @@ def samples_for(session: Session, path: Path | None = None) -> Samples:
     path = path_after_start(session, path or path_for(session))
     key = sampler_key(session, path)
     folder = session.workdir / "samples" / f"{sampler_name(session)}-{digest(key)}"
-    file, steps = folder / "samples.npy", folder / "steps.npz"
     started = time.perf_counter()
-    first = read_arrays(steps, partial(_check, path))
-    growing = Growing(file, session.data.shape, session.data.kept_as, section.batch_size)
-    batches = None if first is None else growing.whole(section.samples)
-    if batches is None:
-        # what the first batch was like is not known without drawing it again
-        begun = partial(save_arrays, steps)
-        with naming(session.house.table, "sampling"):
-            batches = growing.fill(section.samples, _sampler(session, path), begun, afresh=first is None)
-        first = read_arrays(steps)
-    assert first is not None
-    kept = Rows(file, section.samples)
-    write_json(folder / "protocol.json", {**key, "weights_from": model.source, "samples": len(kept)})
-    drawing = sum(batch.seconds for batch in batches)
-    return Samples(kept, first, path, folder, file, time.perf_counter() - started, drawing, session.data.decode)
+    with naming(session.house.table, "sampling"):
+        found = grown(
+            folder / "samples.npy",
+            session.data.shape,
+            session.data.kept_as,
+            section.batch_size,
+            section.samples,
+            partial(_sampler, session, path),
+            partial(_check, path),
+        )
+    write_json(folder / "protocol.json", {**key, "weights_from": model.source, "samples": len(found.images)})
+    seconds = time.perf_counter() - started
+    return Samples(found.images, found.first, path, folder, found.file, seconds, found.seconds, session.data.decode)
 
 
 def _sampler(session: Session, path: Path) -> Sampler:

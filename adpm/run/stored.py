@@ -117,20 +117,27 @@ def _begin(worker: int) -> None:
 
 
 class Mapped(Stored):
-    """Images in an npy file that is mapped into memory, uint8 [n, C, H, W].
+    """Images in an npy file [n, C, H, W], mapped into memory only while some are read: what was read does not stay.
+
+    Args:
+        path: of the file.
+        count: only the first so many; None: all.
 
     Raises:
         OSError, ValueError, EOFError: if it is no such file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._array = path, np.load(path, mmap_mode="r", allow_pickle=False)
-        self.shape = self._array.shape
+    def __init__(self, path: Path, count: int | None = None) -> None:
+        self._path = path
+        there = self._array.shape
+        self.shape = (there[0] if count is None else count, *there[1:])
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Mapped, (self._path,)  # a process that is given it maps the file itself
+    @property
+    def _array(self) -> NDArray[Any]:
+        found: NDArray[Any] = np.load(self._path, mmap_mode="r", allow_pickle=False)
+        return found
 
-    def read(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def read(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
         return self._array[numbers]
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path as File
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,11 +21,12 @@ from adpm.progress import Arrays
 from adpm.run.assembly import Session
 from adpm.run.classes import of_samples
 from adpm.run.classifiers import NoisyClassifier, classifier_file
+from adpm.run.growing import grown
 from adpm.run.measure import variance_for
 from adpm.run.naming import naming
 from adpm.run.paths import path_up_to, sampler_key, sampler_name
 from adpm.run.source_images import SourceImages
-from adpm.run.store import Parts, digest, parts_of, read_arrays, save_arrays, write_json
+from adpm.run.store import digest, write_json
 from adpm.translation import Translator, start_index
 
 
@@ -38,7 +37,7 @@ class Translations:
     Attributes:
         kept: [n, C, H, W] as they are kept, see `adpm.run.samples.Samples`.
         sources: [n, C, H, W], what they were made of, in the data's range.
-        first: of the first batch, see `adpm.drawing.Drawn`.
+        first: of the first batch, see `adpm.drawing.Sampler`.
         path: from 0 to the time that sources are noised to.
         folder, file: where they lie, with their protocol.
     """
@@ -146,41 +145,46 @@ def translations_for(session: Session) -> Translations:
     key = job.key(path)
     name = "+".join(job.names) or "sdedit"
     folder = session.workdir / "translations" / f"{name}-{sampler_name(session)}-{digest(key)}"
-    file = folder / "translations.npz"
-    found = read_arrays(file, lambda arrays: _check(session, arrays))
-    if found is None or int(found["batch_size"]) != section.batch_size or len(found["samples"]) < count:
-        with naming(table, "sampling"):
-            solver = session.solver(variance_for(session), path.times)
-            session.learn()
-            translator = Translator(
-                of_samples(session, model.denoise),
-                solver,
-                session.process,
-                path.times,
-                job.energies,
-                repeats=session.config.translate.repeats,
-                seed=session.config.seed,
-                clip=(session.data.low, session.data.high) if session.config.denoiser.clip else None,
-                eps_after_clip=session.config.denoiser.eps_after_clip,
-            )
-
-            def work(items: range) -> Arrays:
-                numbers = torch.arange(items.start, items.stop, device=session.device)
-                arrays = translator.translate(job.sources(numbers), numbers)
-                return {**arrays, "samples": session.data.encode(arrays["samples"])}
-
-            parts = list(Parts(parts_of(file))(count, section.batch_size, work, "translating"))
-        found = {**parts[0], "samples": np.concatenate([part["samples"] for part in parts])}
-        found["batch_size"] = np.array(section.batch_size)
-        save_arrays(file, found)
-        shutil.rmtree(parts_of(file), ignore_errors=True)
-    kept = found.pop("samples")[:count]
-    write_json(folder / "protocol.json", {**key, "weights_from": model.source, "images": len(kept)})
-    return Translations(kept, job.sources(torch.arange(count)).cpu(), found, path, folder, file)
+    with naming(table, "sampling"):
+        found = grown(
+            folder / "translations.npy",
+            session.data.shape,
+            session.data.kept_as,
+            section.batch_size,
+            count,
+            partial(_worker, job, path),
+            _check,
+        )
+    write_json(folder / "protocol.json", {**key, "weights_from": model.source, "images": len(found.images)})
+    sources = job.sources(torch.arange(count)).cpu()
+    return Translations(found.images[:].numpy(), sources, found.first, path, folder, found.file)
 
 
-def _check(session: Session, arrays: Arrays) -> None:
-    """What a file of translations has to be."""
-    if arrays["samples"].shape[1:] != session.data.shape:
-        raise ValueError(f"images {arrays['samples'].shape}")
-    _ = [arrays[name] for name in ("t", "variance", "clipped", "strip", "shown", "nfe", "seconds", "batch_size")]
+def _worker(job: Job, path: Path) -> Callable[[range], Arrays]:
+    """What translates a range of the sources; what is missing is measured first."""
+    session = job.session
+    solver = session.solver(variance_for(session), path.times)
+    session.learn()
+    translator = Translator(
+        of_samples(session, session.sampler_model.denoise),
+        solver,
+        session.process,
+        path.times,
+        job.energies,
+        repeats=session.config.translate.repeats,
+        seed=session.config.seed,
+        clip=(session.data.low, session.data.high) if session.config.denoiser.clip else None,
+        eps_after_clip=session.config.denoiser.eps_after_clip,
+    )
+
+    def work(items: range) -> Arrays:
+        numbers = torch.arange(items.start, items.stop, device=session.device)
+        arrays = translator.translate(job.sources(numbers), numbers)
+        return {**arrays, "samples": session.data.encode(arrays["samples"])}
+
+    return work
+
+
+def _check(arrays: Arrays) -> None:
+    """What is known of the first batch."""
+    _ = [arrays[name] for name in ("t", "variance", "clipped", "strip", "shown", "nfe")]
