@@ -5,7 +5,8 @@ EGSDE compares x_t with a source image noised by one draw e, x_src = alpha_t x_0
     faithfulness   |A (x - x_src)|^2, summed over all elements, A a low pass          pulls the images together
     realism        mean over places of cos(F(x, t), F(x_src, t)), F an encoder        pushes them apart
 
-and -log p(class | x_t), by a classifier of noisy images, leads to a class.
+Each may be compared as the other is: by minus a mean of cosines, or minus a sum of squares. And -log p(class | x_t),
+by a classifier of noisy images, leads to a class.
 """
 
 from __future__ import annotations
@@ -108,9 +109,7 @@ class LowPass:
         self._source, self._factor = source, factor
 
     def _off(self, x: Tensor, t: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
-        off = x - matching(self._source(t), x)
-        high, wide = (low_pass_matrix(side, self._factor).to(x) for side in x.shape[-2:])
-        return off, high, wide
+        return x - matching(self._source(t), x), *low_passes(x, self._factor)
 
     def __call__(self, x: Tensor, t: ArrayLike) -> Tensor:
         off, high, wide = self._off(x, t)
@@ -122,24 +121,67 @@ class LowPass:
         return 2.0 * (high.mT @ high) @ off @ (wide.mT @ wide)
 
 
+def low_passes(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """P_H and P_W of images."""
+    high, wide = (low_pass_matrix(side, factor).to(x) for side in x.shape[-2:])
+    return high, wide
+
+
+class LowPassCosine:
+    """Minus the mean over places of the cosine, over channels, between A x and A x_src.
+
+    Args:
+        source: gives x_src at a time.
+        factor: n of `low_pass_matrix`.
+
+    Raises:
+        UserError: when called with images of one channel, whose cosine is a sign.
+    """
+
+    def __init__(self, source: Callable[[ArrayLike], Tensor], factor: int) -> None:
+        self._source, self._factor = source, factor
+
+    def __call__(self, x: Tensor, t: ArrayLike) -> Tensor:
+        if x.shape[1] < 2:
+            raise UserError("'low_pass_cosine' compares colours, and these images have one channel; use 'low_pass'.")
+        high, wide = low_passes(x, self._factor)
+        return -cosine(high @ x @ wide.mT, high @ matching(self._source(t), x) @ wide.mT)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over places of the cosine over channels, of [B, F, ...] or [B, F]."""
+    found = F.cosine_similarity(a, b, dim=1, eps=NORM_FLOOR)
+    return found.flatten(1).mean(1) if found.ndim > 1 else found
+
+
+def nearness(a: Tensor, b: Tensor) -> Tensor:
+    """-|a - b|^2, summed."""
+    return -(a - b).flatten(1).square().sum(1)
+
+
 class Features:
-    """mean over places of the cosine, over channels, between the features of x and of x_src, both at time t.
+    """How alike the features of x and of x_src are, both at time t.
 
     Args:
         source: gives x_src at a time.
         encoder: (x, t) -> features [B, F, h, w], or [B, F].
+        alike: of two batches of features, [B].
     """
 
     evaluations = 2
 
-    def __init__(self, source: Callable[[ArrayLike], Tensor], encoder: Timed) -> None:
-        self._source, self._encoder = source, encoder
+    def __init__(
+        self,
+        source: Callable[[ArrayLike], Tensor],
+        encoder: Timed,
+        alike: Callable[[Tensor, Tensor], Tensor] = cosine,
+    ) -> None:
+        self._source, self._encoder, self._alike = source, encoder, alike
 
     def __call__(self, x: Tensor, t: ArrayLike) -> Tensor:
         with torch.no_grad():
             other = self._encoder(matching(self._source(t), x), t)
-        cosine = F.cosine_similarity(self._encoder(x, t), other, dim=1, eps=NORM_FLOOR)
-        return cosine.flatten(1).mean(1) if cosine.ndim > 1 else cosine
+        return self._alike(self._encoder(x, t), other)
 
 
 class OfClass:
@@ -190,19 +232,33 @@ class EnergyNeeds:
     features: Callable[[], Timed]
 
 
+LOW_PASS = {
+    "low_pass_weight": Field(2.0, "weight of the low pass's energy, li of EGSDE", low=0, arg="weight"),
+    "low_pass_factor": Field(32, "pixels that the low pass averages along a side", low=1, arg="factor"),
+}
+FEATURES = {"features_weight": Field(500.0, "weight of the features' energy, ls of EGSDE", low=0, arg="weight")}
+
 ENERGIES: dict[str, Kind] = {
     "low_pass": Kind(
         lambda needs, weight=2.0, factor=32: (LowPass(needs.source, factor), weight),
         "keeps the low pass of the source: EGSDE's faithfulness, ILVR's as a soft constraint",
-        fields={
-            "low_pass_weight": Field(2.0, "weight of |A (x - source)|^2, li of EGSDE", low=0, arg="weight"),
-            "low_pass_factor": Field(32, "pixels that the low pass averages along a side", low=1, arg="factor"),
-        },
+        fields=LOW_PASS,
+    ),
+    "low_pass_cosine": Kind(
+        lambda needs, weight=2.0, factor=32: (LowPassCosine(needs.source, factor), weight),
+        "keeps the colours of the source's low pass, by their cosine: EGSDE's other faithfulness",
+        fields=LOW_PASS,
     ),
     "features": Kind(
         lambda needs, weight=500.0: (Features(needs.source, needs.features()), weight),
         "leaves the source's features, of a classifier of noisy images: EGSDE's realism",
-        fields={"features_weight": Field(500.0, "weight of the mean cosine, ls of EGSDE", low=0, arg="weight")},
+        fields=FEATURES,
+        reads=("classifier.name",),
+    ),
+    "features_squared": Kind(
+        lambda needs, weight=500.0: (Features(needs.source, needs.features(), nearness), weight),
+        "leaves the source's features by -|F - F_src|^2: EGSDE's other realism, unbounded",
+        fields=FEATURES,
         reads=("classifier.name",),
     ),
     "target": Kind(

@@ -13,10 +13,10 @@ moments are measured on draws of the mixture.
 each in the likelihood and in the reverse steps (eta = 1). `kept` steps have the covariance of x_s given x_t, `given y`
 that of x_s given x_t and y, `no derivative` has C_t in place of the network's derivative.
 
-With --network it is the shipped digits model and its test images: no exact posterior is known, so the error of the
+With --network it is the shipped model of a config and its test images: no exact posterior is known, so the error of the
 samples' mean and the share within their intervals are told, of `given y` steps.
 
-    python -m benchmarks.inverse [--network] [--problems=24] [--samples=100] [--steps=25] [--draws=800] [--times=40]
+    python -m benchmarks.inverse [--network [CONFIG]] [--basis=pca] [--only inpainting] [--problems=24] [--samples=100] [--steps=25] [--draws=800] [--times=40]
                                  [--path=even]
 """
 
@@ -48,13 +48,14 @@ from benchmarks.protocol import describe
 
 STD, INTERVAL, REFERENCE = 0.05, 0.9, 1000
 RULES = {"guess": "unit", "scalar": "analytic", "spectral": "spectral"}
+PROBLEMS = ("inpainting", "blur", "super-resolution")
 WAYS = ("kept", "given y", "no derivative")
 
 
 def operators(shape: tuple[int, ...]) -> dict[str, Operator]:
     """Four of ten pixels, a blur of one pixel, means of 2x2 pixels."""
-    seen = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.4
-    return {"inpainting": Mask(seen), "blur": blur(shape[1:], 1.0), "super-resolution": reduction(shape[1:], 2)}
+    seen = (torch.rand(shape[1:], generator=torch.Generator().manual_seed(3)) < 0.4).expand(shape)
+    return dict(zip(PROBLEMS, (Mask(seen), blur(shape[1:], 1.0), reduction(shape[1:], 2)), strict=True))
 
 
 def posterior(mixture: Mixture, operator: Operator, y: Tensor, std: float) -> Mixture:
@@ -150,14 +151,15 @@ class World:
 
 
 def of_network(args: argparse.Namespace) -> None:
-    """The shipped digits model on test images."""
-    model = adpm.load("configs/digits.py")
-    moments = model.measure(draws=args.draws, times=args.times, basis="pca")
+    """A shipped model on test images."""
+    model = adpm.load(args.network)
+    moments = model.measure(draws=args.draws, times=args.times, basis=args.basis)
     truths = model.images["test"][: args.problems]
     times = model.process.times[trajectory(args.path, Request(model.process, args.steps))]
     shape, count = tuple(truths.shape[1:]), len(truths) * args.samples
     print("\n| problem | " + " | ".join(RULES) + " |\n" + "|---" * (len(RULES) + 1) + "|")
-    for name, operator in operators(shape).items():
+    for name in args.only:
+        operator = operators(shape)[name]
         y = operator.forward(truths + 0.0)
         y = y + STD * torch.randn(y.shape, generator=torch.Generator().manual_seed(101))
         y = operator.forward(y) if isinstance(operator, Mask) else y
@@ -176,7 +178,11 @@ def of_network(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="inverse problems with guessed and measured covariances")
-    parser.add_argument("--network", action="store_true")
+    parser.add_argument(
+        "--network", nargs="?", const="configs/digits.py", help="config of a model, digits' unless said"
+    )
+    parser.add_argument("--basis", default="pca", help="of the network's spectral covariance")
+    parser.add_argument("--only", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), help="problems")
     for name, default in {"problems": 24, "samples": 100, "steps": 25, "draws": 800, "times": 40}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--path", default="even")
@@ -189,7 +195,8 @@ def main() -> None:
         of_network(args)
         return
     world = World(args.draws, args.times)
-    for name, operator in operators(world.mixture.shape).items():
+    for name in args.only:
+        operator = operators(world.mixture.shape)[name]
         found = world.figures(operator, args.problems, args.samples, args.steps, args.path)
         print(f"\n| {name} | " + " | ".join(WAYS) + " |\n" + "|---" * (len(WAYS) + 1) + "|")
         for rule in RULES:

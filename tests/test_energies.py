@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adpm import ideal
 from adpm.denoiser import Counted, Denoiser
-from adpm.egsde import Features, LowPass, Noised, OfClass, low_pass_matrix, timed
+from adpm.egsde import Features, LowPass, LowPassCosine, Noised, OfClass, low_pass_matrix, nearness, timed
 from adpm.energies import Steered, gradient_of
 from adpm.errors import UserError
 from adpm.kernel import reverse_kernel
@@ -225,6 +225,31 @@ def test_the_closed_form_is_torchs_gradient() -> None:
     low_pass = LowPass(Noised(linear(100), x0, e), 4)
     found = gradient_of(lambda x, t: low_pass(x, t), x, np.array([3.0, 70.0]))
     torch.testing.assert_close(low_pass.gradient(x, np.array([3.0, 70.0])), found, rtol=1e-12, atol=1e-12)
+
+
+def test_the_other_similarities_are_what_they_say() -> None:
+    """-|W (x - x_src)|^2 of linear features; minus a cosine of colours, which knows no length and not of greys."""
+    x0, e, x = torch.randn(3, 2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    source, mix = Noised(linear(100), x0, e), torch.randn(5, 3, dtype=torch.float64)
+    off = x - source(30.0)
+    far = Features(source, lambda x, t: torch.einsum("fc,bchw->bfhw", mix, x), nearness)
+    torch.testing.assert_close(far(x, 30.0), -(torch.einsum("fc,bchw->bfhw", mix, off) ** 2).sum((1, 2, 3)))
+    wanted = -2.0 * torch.einsum("fd,fc,bchw->bdhw", mix, mix, off)
+    torch.testing.assert_close(gradient_of(far, x, 30.0), wanted)
+
+    colours, a, b = LowPassCosine(source, 1), x, source(30.0)
+    cosine = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
+    torch.testing.assert_close(colours(x, 30.0), -cosine.mean((1, 2)))
+    torch.testing.assert_close(colours(3.0 * x, 30.0), colours(x, 30.0))
+    unit = a / a.norm(dim=1, keepdim=True)
+    towards = -(b / b.norm(dim=1, keepdim=True) - cosine[:, None] * unit) / a.norm(dim=1, keepdim=True) / 16
+    torch.testing.assert_close(gradient_of(colours, x, 30.0), towards)
+    smooth = low_pass_matrix(4, 2)
+    through = lambda z: smooth @ z @ smooth.mT  # noqa: E731
+    low = LowPassCosine(lambda t: through(b), 1)(through(x), 30.0)
+    torch.testing.assert_close(LowPassCosine(source, 2)(x, 30.0), low)
+    with pytest.raises(UserError, match="these images have one channel; use 'low_pass'"):
+        colours(x[:, :1], 30.0)
 
 
 @pytest.mark.parametrize("keep", [False, True])
