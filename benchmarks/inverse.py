@@ -16,8 +16,8 @@ that of x_s given x_t and y, `no derivative` has C_t in place of the network's d
 With --network it is the shipped model of a config and its test images: no exact posterior is known, so the error of the
 samples' mean and the share within their intervals are told, of `given y` steps.
 
-    python -m benchmarks.inverse [--network [CONFIG]] [--basis=pca] [--only inpainting] [--problems=24] [--samples=100] [--steps=25] [--draws=800] [--times=40]
-                                 [--path=even]
+    python -m benchmarks.inverse [--network [CONFIG]] [--basis=pca] [--only inpainting] [--problems=24]
+                                 [--samples=100] [--steps=25] [--draws=800] [--times=40] [--path=even]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -152,7 +153,7 @@ class World:
 
 def of_network(args: argparse.Namespace) -> None:
     """A shipped model on test images."""
-    model = adpm.load(args.network)
+    model = adpm.load(args.network, workdir=Path("runs/inverse") / Path(args.network).stem)
     moments = model.measure(draws=args.draws, times=args.times, basis=args.basis)
     truths = model.images["test"][: args.problems]
     times = model.process.times[trajectory(args.path, Request(model.process, args.steps))]
