@@ -1,5 +1,5 @@
 """32x32 RGB crops of two photographs, 256 levels: natural images without a download. Variants: cosine;
-spectral (a head about the cosines of 8x8 blocks, on a trunk that is trained)."""
+spectral (a head about the cosines of 8x8 blocks)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _cosine(config: ConfigDict) -> None:
 
 
 def _spectral(config: ConfigDict) -> None:
-    spectral_head(basis="block_dct")(config)
+    spectral_head("pretrained/patches_spectral.safetensors", basis="block_dct")(config)
     config.network.head_block = 8
     config.train.batch_size = 64
 
