@@ -14,7 +14,7 @@ each in the likelihood and in the reverse steps (eta = 1). `kept` steps have the
 that of x_s given x_t and y, `no derivative` has C_t in place of the network's derivative.
 
 With --network it is the shipped model of a config and its test images: no exact posterior is known, so the error of the
-samples' mean and the share within their intervals are told, of `given y` steps.
+samples' mean and the share within their intervals are told, of `given y` and `no derivative`.
 
     python -m benchmarks.inverse [--network [CONFIG]] [--basis=pca] [--only inpainting] [--problems=24]
                                  [--samples=100] [--steps=25] [--draws=800] [--times=40] [--path=even]
@@ -76,6 +76,13 @@ def posterior(mixture: Mixture, operator: Operator, y: Tensor, std: float) -> Mi
     return full_mixture(weights.numpy(), means.numpy(), (c - gain @ h @ c).numpy(), mixture.shape)
 
 
+def observed(operator: Operator, truths: Tensor) -> Tensor:
+    """y = H x_0 + 0.05 n; what a mask hides stays 0."""
+    y = operator.forward(truths)
+    y = y + STD * torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(101))
+    return operator.forward(y) if isinstance(operator, Mask) else y
+
+
 def covered(drawn: Tensor, truths: Tensor) -> Tensor:
     """Share of the pixels of each truth [P, ...] that its samples' interval holds, of [P, n, ...], [P]."""
     ends = torch.tensor([0.5 - INTERVAL / 2, 0.5 + INTERVAL / 2], dtype=torch.float64)
@@ -122,9 +129,7 @@ class World:
     def problems(self, operator: Operator, count: int) -> tuple[Tensor, Tensor, list[Mixture]]:
         """True x_0 and y, [P, ...] both, and the exact posteriors."""
         truths = self.mixture.sample(count, 100)
-        y = operator.forward(truths)
-        y = y + STD * torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(101))
-        y = operator.forward(y) if y.shape == truths.shape and isinstance(operator, Mask) else y
+        y = observed(operator, truths)
         return truths, y, [posterior(self.mixture, operator, one[None], STD) for one in y]
 
     def ways(self, rule: PosteriorRule, observation: Observation) -> Iterator[tuple[str, Conditioned, Solver]]:
@@ -158,22 +163,21 @@ def of_network(args: argparse.Namespace) -> None:
     truths = model.images["test"][: args.problems]
     times = model.process.times[trajectory(args.path, Request(model.process, args.steps))]
     shape, count = tuple(truths.shape[1:]), len(truths) * args.samples
-    print("\n| problem | " + " | ".join(RULES) + " |\n" + "|---" * (len(RULES) + 1) + "|")
+    shown = [f"{rule}, {way}" for rule in RULES for way in WAYS[1:]]
+    print("\n| problem | " + " | ".join(shown) + " |\n" + "|---" * (len(shown) + 1) + "|")
     for name in args.only:
-        operator = operators(shape)[name]
-        y = operator.forward(truths + 0.0)
-        y = y + STD * torch.randn(y.shape, generator=torch.Generator().manual_seed(101))
-        y = operator.forward(y) if isinstance(operator, Mask) else y
-        observation, told = Observation(operator, y.repeat_interleave(args.samples, 0), STD), []
+        operator, told = operators(shape)[name], []
+        observation = Observation(operator, observed(operator, truths).repeat_interleave(args.samples, 0), STD)
         for rule in (model.rule(member, moments) for member in RULES.values()):
-            noise = keyed(KeyedNoise(0, "inverse"), torch.arange(count), shape)
-            denoise = Conditioned(model.denoise, model.process, observation, rule)
-            with torch.inference_mode():
-                solver = ConditionedGaussian(model.process, rule, observation)
-                *_, end = sample(denoise, solver, model.process, times, noise)
-            drawn = end.x.reshape(len(truths), args.samples, *shape)
-            off = float((drawn.mean(1) - truths).square().mean().sqrt())
-            told.append(f"{off:.3f}, {float(covered(drawn, truths).mean()):.0%}")
+            for jacobian in (True, False):
+                noise = keyed(KeyedNoise(0, "inverse"), torch.arange(count), shape)
+                denoise = Conditioned(model.denoise, model.process, observation, rule, jacobian=jacobian)
+                with torch.inference_mode():
+                    solver = ConditionedGaussian(model.process, rule, observation)
+                    *_, end = sample(denoise, solver, model.process, times, noise)
+                drawn = end.x.reshape(len(truths), args.samples, *shape)
+                off = float((drawn.mean(1) - truths).square().mean().sqrt())
+                told.append(f"{off:.3f}, {float(covered(drawn, truths).mean()):.0%}")
         print(f"| {name} | " + " | ".join(told) + " |", flush=True)
 
 
