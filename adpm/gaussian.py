@@ -24,6 +24,8 @@ from adpm.process import Array
 Number = float | Array | Tensor
 Self = TypeVar("Self", bound="Covariance")
 
+EXACTLY, DRAWS = 4096, 512  # of a picture's deviations
+
 
 @dataclass(frozen=True)
 class Covariance(ABC):
@@ -54,9 +56,18 @@ class Covariance(ABC):
             return replace(self, values=self.values.mean(dim=tuple(range(1, self.values.ndim)), keepdim=True))
         return self
 
+    def of_first(self: Self, states: Tensor) -> Self:
+        """That of `states`, the first ones of those that it is of."""
+        v = self.values
+        return replace(self, values=v[: len(states)]) if isinstance(v, Tensor) and v.ndim == states.ndim else self
+
     def deviation(self, like: Tensor) -> Tensor:
         """Standard deviations along the axes, of `like`'s shape."""
         return self._per_element(like).sqrt()
+
+    def pixel_deviation(self, like: Tensor) -> Tensor:
+        """Standard deviations of the pixels, the square root of C's own diagonal, of `like`'s shape."""
+        return self.deviation(like)
 
     @abstractmethod
     def forth(self, x: Tensor) -> Tensor:
@@ -129,6 +140,21 @@ class InBasis(Covariance):
 
     def back(self, coordinates: Tensor) -> Tensor:
         return self.basis.inverse(coordinates)
+
+    def pixel_deviation(self, like: Tensor) -> Tensor:
+        """sum_f Q_fi^2 c_f, axis by axis; of images of more than 4,096 numbers by 512 draws, to 3 %."""
+        values, total = self._per_element(like), torch.zeros_like(like)
+        count = like[0].numel()
+        if count > EXACTLY:
+            signs = torch.randn(DRAWS, *like.shape[1:], generator=torch.Generator().manual_seed(0)).sign().to(like)
+            spread = (self.back(values.sqrt() * one).square() for one in signs.split(1))
+            return (sum(spread, total) / DRAWS).sqrt()
+        for axes in torch.arange(count, device=like.device).split(256):
+            units = torch.zeros(len(axes), count, dtype=like.dtype, device=like.device)
+            units[torch.arange(len(axes)), axes] = 1.0
+            squares = self.back(units.reshape(-1, *like.shape[1:])).square().flatten(1)
+            total += (values.flatten(1)[:, axes] @ squares).reshape(like.shape)
+        return total.sqrt()
 
 
 ZERO = Diagonal(0.0)

@@ -120,6 +120,16 @@ def test_affine_takes_a_number_per_state():
         torch.testing.assert_close(dense(affine(covariance, scale, shift)), expected, rtol=1e-11, atol=1e-12)
 
 
+def test_pixels_have_the_deviations_of_the_dense_diagonal(covariance, monkeypatch):
+    """Exactly, of the first states alone, too; and of large images by draws, to 3 %."""
+    x = normal(9, BATCH, *SHAPE)
+    wanted = torch.stack([c.diagonal() for c in dense(covariance)]).sqrt().reshape(BATCH, *SHAPE)
+    torch.testing.assert_close(covariance.pixel_deviation(x), wanted)
+    torch.testing.assert_close(covariance.of_first(x[:2]).pixel_deviation(x[:2]), wanted[:2])
+    monkeypatch.setattr("adpm.gaussian.EXACTLY", 3)
+    torch.testing.assert_close(covariance.pixel_deviation(x), wanted, rtol=4 * 0.03, atol=0)
+
+
 def test_average_keeps_the_trace_and_no_direction():
     for name in ("per state", "per state and pixel", "per state in a basis", "number"):
         covariance = SHAPES[name]()

@@ -26,6 +26,7 @@ from adpm.run.config import load_config
 from adpm.run.families import house
 from adpm.run.measure import cost_table_for, variance_for
 from adpm.run.paths import path_for
+from tests import commands
 
 ROOT = Path(__file__).parent.parent
 STEPS = 30
@@ -276,13 +277,25 @@ def test_samples_show_where_the_model_is_unsure(trained: Path) -> None:
     more = {"rule__name": "npr", "trajectory__name": "even", "trajectory__steps": 5, "sampling__samples": 4}
     assert go(trained, "sample", **more) == 0
     (folder,) = trained.glob("samples/npr-even-K5-*")
-    assert (folder / "deviation.png").exists()
+    assert (folder / "deviation.png").exists() and not (folder / "pixel_deviation.png").exists()
     with np.load(folder / "steps.npz") as batch:
         deviation, variance = batch["deviation"], batch["variance"]
     assert deviation.shape == (4, 5, 1, 4, 4)
     np.testing.assert_allclose((deviation.astype(np.float64) ** 2).mean((0, 2, 3, 4)), variance, rtol=1e-5)
     assert go(trained, "sample", **{**more, "rule__name": "analytic"}) == 0
     assert not list(trained.glob("samples/analytic-even-K5-*/deviation.png"))
+
+
+def test_deviations_in_a_basis_are_shown_in_pixels_too(tmp_path: Path) -> None:
+    """Two pictures of one covariance: another diagonal, the same trace."""
+    changes = ("trajectory.name=even", "trajectory.steps=3", "sampling.samples=4")
+    assert commands.go(tmp_path, "digits:spectral", "sample", *changes) == 0
+    (folder,) = (tmp_path / "samples").glob("spectral_head-even-K3-*")
+    assert (folder / "deviation.png").exists() and (folder / "pixel_deviation.png").exists()
+    with np.load(folder / "steps.npz") as batch:
+        axes, pixels = (batch[name].astype(np.float64) ** 2 for name in ("deviation", "pixels"))
+    np.testing.assert_allclose(pixels.mean((2, 3, 4)), axes.mean((2, 3, 4)), rtol=1e-5)
+    assert np.abs(pixels / axes - 1.0).max() > 0.1
 
 
 def test_a_head_is_trained_on_a_trunk_with_a_learned_variance(

@@ -38,6 +38,9 @@ def _report(session: Session, drawn: Samples) -> None:
     figures = {"strip": strip_figure(data.to_unit(torch.as_tensor(first["strip"])), shown, process.log_snr(shown))}
     if session.kind("sampling.solver").facts.uses_rule and session.rule_facts.state_dependent:
         figures["deviation"] = deviation_figure(first["deviation"], shown, process.log_snr(shown))
+        pixels = first.get("pixels", first["deviation"])  # of a basis, they are others
+        if not np.array_equal(pixels, first["deviation"]):
+            figures["pixel_deviation"] = deviation_figure(pixels, shown, process.log_snr(shown))
     curves = {
         "reverse/variance": first["variance"],
         "reverse/clipped_share": first["clipped"],
