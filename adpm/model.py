@@ -222,7 +222,7 @@ class Model(Subject):
         if "data_term" in lookup(self.families["trajectory"], trajectory, "`trajectory`").fields:
             options = {"data_term": images is not None or "train" in self.images, **options}
         pricing = Pricing(
-            self.denoise,
+            self.denoiser_for(rule, moments),
             self.process,
             rule=lambda: self.rule(rule, moments),
             eta=eta,
@@ -279,8 +279,8 @@ class Model(Subject):
             needed = partial(known_statistics, facts.statistics, statistics, plan.moments, f"solver '{chosen}'")
             protocol = facts.given(along, eta, lambda: self.rule(rule, plan.moments), needed)
             chosen = built(self.families["solver"], chosen, "`solver`", self.process, protocol=protocol, **options)
-        like = known_shape(shape, plan.moments, self.images)
-        sampler = Sampler(self.denoise, chosen, self.process, along, like, seed, self.device, begin)
+        denoise, like = self.denoiser_for(rule, plan.moments), known_shape(shape, plan.moments, self.images)
+        sampler = Sampler(denoise, chosen, self.process, along, like, seed, self.device, begin)
         return torch.as_tensor(draw(sampler, n, batch_size))
 
     def bits_per_dim(
@@ -307,7 +307,7 @@ class Model(Subject):
             batch_size: images per network call.
         """
         terms = Terms(
-            self.denoise,
+            self.denoiser_for(rule, plan.moments),
             self.process,
             self.rule(rule, plan.moments),
             self.decoder(decoder, plan.moments),

@@ -18,7 +18,7 @@ from adpm.classes import Classes, Told, of_table
 from adpm.coordinate_draws import Bases
 from adpm.denoiser import Denoise, Denoiser
 from adpm.draws import Source
-from adpm.errors import UserError
+from adpm.errors import UserError, lookup
 from adpm.families import Families, built
 from adpm.guidance import GuidedByClass
 from adpm.likelihood import Decoder, DecoderNeeds, Levels, first_posterior_variance
@@ -26,6 +26,7 @@ from adpm.measured import Moments, given_images, need, need_spectrum
 from adpm.members import MEMBERS
 from adpm.moving import moved
 from adpm.process import Process
+from adpm.scale import Scale
 from adpm.start import Start, StartNeeds
 from adpm.variance import Rule, RuleNeeds
 
@@ -44,6 +45,7 @@ class Subject:
         images: "train" and "test" -> data, for calls that are given none.
         levels: of the data; 0: continuous.
         families: what names mean; those of this package unless given.
+        scale: r_f that the denoiser's trained head is in units of; None: those of the moments.
     """
 
     denoise: Denoise
@@ -53,6 +55,7 @@ class Subject:
     images: Mapping[str, Tensor] = field(default_factory=dict)
     levels: int = 0
     families: Families = field(default_factory=lambda: MEMBERS)
+    scale: Scale | None = None
 
     def told(self: S, classes: Tensor | Classes) -> S:
         """This model with its class-conditional network told the classes of what a call is about, by its numbers.
@@ -98,10 +101,17 @@ class Subject:
             ((high - low) / 2.0) ** 2,
             lambda: first_posterior_variance(self.process),
             lambda: need_spectrum(moments, f"rule '{rule}'"),
-            lambda: need_spectrum(moments, f"rule '{rule}'").scale(self.process),
+            lambda: self.scale or need_spectrum(moments, f"rule '{rule}'").scale(self.process),
             self.process,
         )
         return built(self.families["rule"], rule, "`rule`", needs, **options)
+
+    def denoiser_for(self, rule: str | Rule, moments: Moments | None = None) -> Denoise:
+        """The denoiser with the second output that a rule of this name reads, where no training gives it."""
+        around = None if isinstance(rule, Rule) else lookup(self.families["rule"], rule, "`rule`").facts.around
+        if around is None:
+            return self.denoise
+        return around(self.denoise, self.process, need_spectrum(moments, f"rule '{rule}'").basis)
 
     def decoder(self, name: str, moments: Moments | None = None, estimator: str = "residual") -> Decoder:
         """The variance of the last step by its name."""

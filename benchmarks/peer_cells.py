@@ -35,7 +35,7 @@ NODES, STATISTICS_DRAWS = 60, 1000  # of the statistics of DPM-Solver-v3
 BATCH = 1000  # images at a time; samples do not depend on it
 LEADING, MANY = 256, 1024  # images of more pixels than MANY are compared along their LEADING principal axes
 
-V3, FITTED = "adpm DPM-Solver-v3", "adpm fitted"
+V3, FITTED, HEAD = "adpm DPM-Solver-v3", "adpm fitted", "adpm spectral head, eta 1"
 OURS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "adpm DDIM": ({"rule": "small", "eta": 0.0}, ({},)),
     "adpm analytic, eta 1": ({"rule": "analytic", "eta": 1.0}, ({},)),
@@ -50,6 +50,7 @@ OURS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "adpm CNS, eta 1": ({"rule": "cns", "eta": 1.0}, ({},)),
     "adpm spectral, eta 1": ({"rule": "spectral", "eta": 1.0}, ({},)),
     "adpm spectral, eta 0": ({"rule": "spectral", "eta": 0.0}, ({},)),
+    HEAD: ({"rule": "spectral_head", "eta": 1.0}, ({},)),
     FITTED: ({"solver": "fitted"}, ({"bands": 1}, {"bands": 8})),
 }
 """Name -> what is given to Model.sample, and the options that are tried."""
@@ -95,9 +96,13 @@ def settings(name: str, steps: int, trajectories: Sequence[str]) -> Iterator[str
 
 
 @cache
-def model_of(clip: bool, place: Place) -> adpm.Model:
+def model_of(clip: bool, place: Place, head: bool = False) -> adpm.Model:
+    """With its spectral head, which is of one way of clipping: the config's variant of that name."""
     given = {"data__file": place.file} if place.file else {}
-    return adpm.load(place.config, workdir=place.workdir / f"model-{called(clip)}", denoiser__clip=clip, **given)
+    file, _, variant = place.config.partition(":")
+    config = f"{file}:{variant}_spectral".replace(":_", ":") if head else place.config
+    folder = place.workdir / f"model-{called(clip)}{'-head' if head else ''}"
+    return adpm.load(config, workdir=folder, denoiser__clip=clip, **given)
 
 
 def called(clip: bool) -> str:
@@ -155,7 +160,7 @@ def measured(cell: Cell, place: Place) -> tuple[Cell, dict[str, Any]]:
 
 
 def _ours(cell: Cell, place: Place) -> Tensor:
-    model, (given, tried) = model_of(cell.clip, place), OURS[cell.name]
+    model, (given, tried) = model_of(cell.clip, place, cell.name == HEAD), OURS[cell.name]
     trajectory, *_ = cell.setting.split(", ")
     options = next(o for o in tried if cell.setting == ", ".join([trajectory, *(f"{k} {v}" for k, v in o.items())]))
     file = plan_file(place, cell.clip, trajectory, cell.steps)

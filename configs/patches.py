@@ -1,12 +1,12 @@
-"""32x32 RGB crops of two photographs, 256 levels: natural images without a download. Variants: cosine;
-spectral (a head about the cosines of 8x8 blocks)."""
+"""32x32 RGB crops of two photographs, 256 levels: natural images without a download. Variants: cosine; npr (a head per
+pixel), spectral (one about the cosines of 8x8 blocks)."""
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.digits import spectral_head
+from configs.digits import head, spectral_head
 
 
 def _cosine(config: ConfigDict) -> None:
@@ -17,6 +17,11 @@ def _cosine(config: ConfigDict) -> None:
 def _spectral(config: ConfigDict) -> None:
     spectral_head("pretrained/patches_spectral.safetensors", basis="block_dct")(config)
     config.network.head_block = 8
+    config.train.batch_size = 64
+
+
+def _npr(config: ConfigDict) -> None:
+    head("npr", "pretrained/patches_npr.safetensors")(config)
     config.train.batch_size = 64
 
 
@@ -34,4 +39,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.samples = 16
     config.sampling.batch_size = 16
     config.likelihood.batch_size = 64
-    return base.with_variant(config, variant, {"cosine": _cosine, "spectral": _spectral})
+    return base.with_variant(config, variant, {"cosine": _cosine, "npr": _npr, "spectral": _spectral})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from adpm.families import Families
+from covariance.lanczos import SOLVERS
 from covariance.objective import OBJECTIVES
 from covariance.rules import RULES
 
-MEMBERS: Families = {"objective": OBJECTIVES, "rule": RULES}
+MEMBERS: Families = {"objective": OBJECTIVES, "rule": RULES, "solver": SOLVERS}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import adpm
 from adpm.costs import measured_costs
 from adpm.data_term import planning_images
 from adpm.denoiser import Prediction
@@ -284,6 +285,19 @@ def test_samples_show_where_the_model_is_unsure(trained: Path) -> None:
     np.testing.assert_allclose((deviation.astype(np.float64) ** 2).mean((0, 2, 3, 4)), variance, rtol=1e-5)
     assert go(trained, "sample", **{**more, "rule__name": "analytic"}) == 0
     assert not list(trained.glob("samples/analytic-even-K5-*/deviation.png"))
+
+
+def test_a_loaded_head_brings_its_own_units(tmp_path: Path) -> None:
+    """In Python as by the mode: other moments, or none, change nothing of a spectral head's samples."""
+    changes = ("trajectory.name=even", "trajectory.steps=3", "sampling.samples=4")
+    assert commands.go(tmp_path, "digits:spectral", "sample", *changes) == 0
+    model = adpm.load("configs/digits.py:spectral", workdir=tmp_path / "own")
+    few = model.measure(draws=12, times=6, basis="dct")
+    plans = [model.plan(moments, steps=3, trajectory="even") for moments in (few, None)]
+    drawn = [model.sample(plan, "spectral_head", n=4) for plan in plans]
+    assert torch.equal(*drawn)
+    (file,) = tmp_path.glob("samples/spectral_head-even-K3-*/samples.npy")
+    np.testing.assert_allclose(drawn[0], np.load(file) / 8.0 - 1.0, atol=0.5 / 8 + 1e-6)
 
 
 def test_deviations_in_a_basis_are_shown_in_pixels_too(tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ from adpm.denoiser import Counted
 from adpm.errors import UserError
 from adpm.guidance import Guided
 from adpm.kernel import reverse_kernel
+from adpm.model import Model
+from adpm.process import DiscreteProcess
 from adpm.scale import Scale
 from covariance.slopes import OneProduct, Sloped
 from tests.commands import go, the_file
-from tests.test_spectral_head import AXES, MIXED, SHAPE, WORLDS, D, at, covariances, scale_of, states
+from tests.test_spectral_head import AXES, FAMILIES, MIXED, SHAPE, WORLDS, D, at, covariances, scale_of, states
 
 GAUSS_VARIANCE = np.geomspace(1.0, 1e-2, D)
 
@@ -81,6 +83,20 @@ def test_products_are_counted_and_a_guided_mean_is_refused() -> None:
     assert counted.calls == 3
     with pytest.raises(UserError, match="not a guided one"):
         Sloped(Guided(exact, exact, process, 2.0), process, AXES)
+
+
+def test_a_name_is_enough_in_python() -> None:
+    """The model differentiates its own denoiser for the rule: samples and bits of the two halves by hand."""
+    process, images = DiscreteProcess(np.linspace(1e-3, 0.2, 40)), MIXED.sample(60, 4)
+    plain = Model.of(ideal.IdealDenoiser(MIXED, process), process, families=FAMILIES)
+    moments = plain.measure(images, 30, 8, basis="pca")
+    plan = plain.plan(moments, steps=4, trajectory="even")
+    assert moments.spectrum is not None
+    halves = Model.of(Sloped(plain.denoise, process, moments.spectrum.basis), process)
+    rule = OneProduct(lambda: moments.spectrum.scale(process), process)
+    assert torch.equal(plain.sample(plan, "one_jvp", n=3), halves.sample(plan, rule, n=3))
+    found = [m.bits_per_dim(images[:4], plan, r).bits for m, r in ((plain, "one_jvp"), (halves, rule))]
+    np.testing.assert_array_equal(*found)
 
 
 def test_samples_say_how_many_calls_they_took(

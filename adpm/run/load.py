@@ -29,8 +29,9 @@ def load(config: str, workdir: str | Path = "runs/notebook", **fields: object) -
     made, house = load_config(path, variant)
     made.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
     session = Session.make(made, Path(workdir), house)
-    data = session.data
-    model = session.front_of(session.model)
+    data, loaded = session.data, session.model
+    model = session.front_of(loaded)
+    model.scale = loaded.scale
     model.images = Later(data.splits, lambda: {name: _scaled(data, name) for name in data.splits})
     return model
 
