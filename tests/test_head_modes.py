@@ -297,7 +297,7 @@ def test_a_loaded_head_brings_its_own_units(tmp_path: Path) -> None:
     drawn = [model.sample(plan, "spectral_head", n=4) for plan in plans]
     assert torch.equal(*drawn)
     (file,) = tmp_path.glob("samples/spectral_head-even-K3-*/samples.npy")
-    np.testing.assert_allclose(drawn[0], np.load(file) / 8.0 - 1.0, atol=0.5 / 8 + 1e-6)
+    np.testing.assert_allclose(drawn[0], np.load(file) / 127.5 - 1.0, rtol=0, atol=0.51 / 127.5)
 
 
 def test_deviations_in_a_basis_are_shown_in_pixels_too(tmp_path: Path) -> None:
