@@ -24,22 +24,25 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import adpm
 from adpm.draws import Source
 from adpm.ideal import IdealDenoiser, Mixture, classwise, full_mixture
 from adpm.inverse import Conditioned, ConditionedGaussian
+from adpm.measured import Plan
 from adpm.model import Model
 from adpm.noise import KeyedNoise
 from adpm.observations import Mask, Observation, Operator, blur, reduction
 from adpm.process import linear
 from adpm.run.data import DATA_SETS
+from adpm.run.figures import save_figure
 from adpm.run.metrics import energy_distance
 from adpm.sampler import keyed, sample
 from adpm.solver import ReverseGaussian, Solver
@@ -51,6 +54,8 @@ STD, INTERVAL, REFERENCE = 0.05, 0.9, 1000
 RULES = {"guess": "unit", "scalar": "analytic", "spectral": "spectral"}
 PROBLEMS = ("inpainting", "blur", "super-resolution")
 WAYS = ("kept", "given y", "no derivative")
+SHOWN = [f"{rule}, {way}" for rule in RULES for way in WAYS[1:]]
+PICTURED = 4
 
 
 def operators(shape: tuple[int, ...]) -> dict[str, Operator]:
@@ -161,24 +166,51 @@ def of_network(args: argparse.Namespace) -> None:
     model = adpm.load(args.network, workdir=Path("runs/inverse") / Path(args.network).stem)
     moments = model.measure(draws=args.draws, times=args.times, basis=args.basis)
     truths = model.images["test"][: args.problems]
-    times = model.process.times[trajectory(args.path, Request(model.process, args.steps))]
-    shape, count = tuple(truths.shape[1:]), len(truths) * args.samples
-    shown = [f"{rule}, {way}" for rule in RULES for way in WAYS[1:]]
-    print("\n| problem | " + " | ".join(shown) + " |\n" + "|---" * (len(shown) + 1) + "|")
+    plan = model.plan(moments, steps=args.steps, trajectory=args.path)
+    print("\n| problem | " + " | ".join(SHOWN) + " |\n" + "|---" * (len(SHOWN) + 1) + "|")
     for name in args.only:
-        operator, told = operators(shape)[name], []
-        observation = Observation(operator, observed(operator, truths).repeat_interleave(args.samples, 0), STD)
-        for rule in (model.rule(member, moments) for member in RULES.values()):
-            for jacobian in (True, False):
-                noise = keyed(KeyedNoise(0, "inverse"), torch.arange(count), shape)
-                denoise = Conditioned(model.denoise, model.process, observation, rule, jacobian=jacobian)
-                with torch.inference_mode():
-                    solver = ConditionedGaussian(model.process, rule, observation)
-                    *_, end = sample(denoise, solver, model.process, times, noise)
-                drawn = end.x.reshape(len(truths), args.samples, *shape)
-                off = float((drawn.mean(1) - truths).square().mean().sqrt())
-                told.append(f"{off:.3f}, {float(covered(drawn, truths).mean()):.0%}")
-        print(f"| {name} | " + " | ".join(told) + " |", flush=True)
+        operator, drawn = operators(tuple(truths.shape[1:]))[name], {}
+        seen = observed(operator, truths)
+        for told in SHOWN:
+            rule, _, way = told.partition(", ")
+            drawn[told] = completed(model, plan, Observation(operator, seen, STD), RULES[rule], way, args.samples)
+        cells = [
+            f"{float((one.mean(1) - truths).square().mean().sqrt()):.3f}, {float(covered(one, truths).mean()):.0%}"
+            for one in drawn.values()
+        ]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        if args.figure and name == args.only[0]:
+            columns = {
+                "truth": truths,
+                "seen": operator.adjoint(seen.double()),
+                **{k: v[:, 0] for k, v in drawn.items()},
+            }
+            save_figure(args.figure, picture(columns))
+
+
+def completed(model: adpm.Model, plan: Plan, seen: Observation, name: str, way: str, samples: int) -> Tensor:
+    """Samples [P, samples, ...] of each of P observations."""
+    rule, count = model.rule(name, plan.moments), len(seen.values) * samples
+    observation = replace(seen, values=seen.values.repeat_interleave(samples, 0))
+    shape = tuple(model.images["test"].shape[1:])
+    noise = keyed(KeyedNoise(0, "inverse"), torch.arange(count), shape)
+    denoise = Conditioned(model.denoise, model.process, observation, rule, jacobian=way != WAYS[2])
+    with torch.inference_mode():
+        solver = ConditionedGaussian(model.process, rule, observation)
+        *_, end = sample(denoise, solver, model.process, plan.times, noise)
+    return end.x.reshape(-1, samples, *shape)
+
+
+def picture(columns: Mapping[str, Tensor]) -> Figure:
+    """The first images of each column, [n, C, H, W] in [-1, 1], under its name."""
+    made = Figure(figsize=(1.25 * len(columns), 5.4), layout="constrained")
+    panels = made.subplots(PICTURED, len(columns))
+    for place, (name, images) in enumerate(columns.items()):
+        for axes, image in zip(panels[:, place], images, strict=False):
+            axes.imshow((0.5 + 0.5 * image).clamp(0.0, 1.0).permute(1, 2, 0).cpu(), cmap="gray")
+            axes.set_axis_off()
+        panels[0, place].set_title(name.replace(", ", ",\n"), fontsize=8)
+    return made
 
 
 def main() -> None:
@@ -191,6 +223,7 @@ def main() -> None:
     for name, default in {"problems": 24, "samples": 100, "steps": 25, "draws": 800, "times": 40}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--path", default="even")
+    parser.add_argument("--figure", type=Path, help="with --network: draw a sample of some images into this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     describe("Posterior samples of linear inverse problems in an exact world")

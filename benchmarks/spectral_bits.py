@@ -65,7 +65,7 @@ MODELS = {
     "ve": Shipped("configs/digits_sde.py", "ve"),
     "patches": Shipped(
         "configs/patches.py",
-        heads={"spectral head": "spectral"},
+        heads={"NPR": "npr", "spectral head": "spectral"},
         bases={"block DCT": "block_dct", "pixel": "identity", "DCT": "dct"},
         goals={10: 0.15},
     ),
