@@ -41,7 +41,7 @@ def complete(
         observation: of one image, values [1, ...].
         n: how many.
         rule: models Cov[x_0 | x_t], in the likelihood and in the steps; a name or a rule.
-        jacobian, clip: see `adpm.inverse.Conditioned`.
+        jacobian, clip: see `adpm.inverse.Conditioned`; of natural images `rule="spectral"` wants jacobian=False.
         eta: 1 = DDPM, 0 = DDIM.
         shape: of x_0; that of the data that moments were measured on unless given.
         seed: of the noise.

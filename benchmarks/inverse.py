@@ -163,7 +163,7 @@ class World:
 
 def of_network(args: argparse.Namespace) -> None:
     """A shipped model on test images."""
-    model = adpm.load(args.network, workdir=Path("runs/inverse") / Path(args.network).stem)
+    model = adpm.load(args.network, workdir=args.workdir / Path(args.network).stem)
     moments = model.measure(draws=args.draws, times=args.times, basis=args.basis)
     truths = model.images["test"][: args.problems]
     plan = model.plan(moments, steps=args.steps, trajectory=args.path)
@@ -223,6 +223,7 @@ def main() -> None:
     for name, default in {"problems": 24, "samples": 100, "steps": 25, "draws": 800, "times": 40}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--path", default="even")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/inverse"))
     parser.add_argument("--figure", type=Path, help="with --network: draw a sample of some images into this file")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -40,7 +40,8 @@ def digits(*, low: float = -1.0, high: float = 1.0) -> DataSet:
 def patches(*, size: int = 32, stride: int = 4, low: float = -1.0, high: float = 1.0) -> DataSet:
     """RGB crops (`size` x `size`, every `stride` pixels) of scikit-learn's two photographs, 256 levels.
 
-    The right quarter of each photograph is for test; no training crop touches it.
+    The right quarter of each photograph is for test; no training crop touches it. Test crops are shuffled: the first of
+    them would all be sky.
     """
     from sklearn.datasets import load_sample_images
 
@@ -55,7 +56,9 @@ def patches(*, size: int = 32, stride: int = 4, low: float = -1.0, high: float =
         for name, region in (("train", image[:, :, :border]), ("test", image[:, :, border:])):
             crops = region.unfold(1, size, stride).unfold(2, size, stride)
             parts[name].append(crops.permute(1, 2, 0, 3, 4).reshape(-1, 3, size, size))
-    return DataSet("patches", {name: torch.cat(p) for name, p in parts.items()}, 256, low, high, {})
+    train, test = (torch.cat(part) for part in parts.values())
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
+    return DataSet("patches", {"train": train, "test": test[order]}, 256, low, high, {})
 
 
 def toy(*, size: int = 4, seed: int = 0) -> DataSet:
