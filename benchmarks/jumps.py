@@ -5,7 +5,7 @@ steps saved are left out, or spent on the rest of the way ("again"). Told are th
 (digits' features) and its difference to no jump, taken seed by seed; a jump is free if it adds less than twice its
 standard error.
 
-    python -m benchmarks.jumps [--samples=500] [--seeds=4] [--steps 5 10 25] [--trajectories even log_snr]
+    python -m benchmarks.jumps [--samples=500] [--seeds=4] [--steps 5 10 25] [--trajectories even log_snr] [--solvers UniPC-3]
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 25])
     parser.add_argument("--trajectories", nargs="+", default=["even", "log_snr"])
+    parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=SOLVERS)
     parser.add_argument("--workdir", type=Path, default=Path("runs/jumps"))
     options = parser.parse_args()
     describe("Jumps along the data's Gaussian")
@@ -106,7 +107,7 @@ def main() -> None:
     print(f"unless said, a jump goes to log-SNR {model.start('gaussian').log_snr:.2f}\n")
     print(f"| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|")
     for trajectory in options.trajectories:
-        for name in SOLVERS:
+        for name in options.solvers:
             for steps in options.steps:
                 for row in rows(bench, trajectory, name, steps):
                     print(f"| {' | '.join(row)} |", flush=True)
