@@ -5,7 +5,8 @@ steps saved are left out, or spent on the rest of the way ("again"). Told are th
 (digits' features) and its difference to no jump, taken seed by seed; a jump is free if it adds less than twice its
 standard error.
 
-    python -m benchmarks.jumps [--samples=500] [--seeds=4] [--steps 5 10 25] [--trajectories even log_snr] [--solvers UniPC-3]
+    python -m benchmarks.jumps [--samples=500] [--seeds=4] [--steps 5 10 25] [--trajectories even log_snr]
+                               [--solvers UniPC-3]
 """
 
 from __future__ import annotations
