@@ -111,6 +111,7 @@ SHORTER = {
         *["--workers=1", "--trajectories=even", "--only", "DDIM", "adpm UniPC", "adpm spectral, eta 0"],
     ],
     "benchmarks.products": ["--calls=8", "--samples=20", "--seeds=2", "--draws=12", "--times=12"],
+    "--config=configs/patches.py": ["--config=configs/digits.py"],  # 22,374 images take minutes to compare
     "--config=configs/mnist.py": ["--config=configs/digits.py", "--data="],  # which come along
     "benchmarks.planning": ["--quick"],
     "benchmarks.processes": ["--pairs=0", "--samples=4000"],
