@@ -52,8 +52,8 @@ class Sampler:
     def __call__(self, items: range) -> Arrays:
         """`samples` of a range; "seconds" that it took; "t", "variance", "clipped" [K], of every step; "nfe".
 
-        With sample 0 also "strip", "deviation" and "pixels" [rows, columns, ...], x0 and the standard deviations of the
-        covariance's axes and of pixels along the path, and "shown" [columns], their times.
+        With sample 0 also "strip" and "deviation" [rows, columns, ...], x0 and standard deviations along the path, and
+        "shown" [columns], their times.
 
         Raises:
             UserError: if a state is not finite.
@@ -91,7 +91,7 @@ def draw_batch(
     counted, shows = Counted(at(denoise, numbers)), int(numbers[0]) == 0
     noise = keyed(KeyedNoise(seed, stream), numbers, shape)
     started = time.perf_counter()
-    variances, clipped, strip, spread, pixels = [], [], [], [], []
+    variances, clipped, strip, spread = [], [], [], []
     last = len(times) - 2
     shown = sorted(set(np.linspace(0, last, min(STRIP_COLUMNS, last + 1)).round().astype(int).tolist()))
     for k, step in enumerate(sample(counted, solver, process, times, noise, start)):
@@ -100,13 +100,9 @@ def draw_batch(
         clipped.append(step.covariance.clipped)
         if shows and k in shown:
             strip.append(step.prediction.x0[:STRIP_ROWS].cpu().numpy())
-            few = step.x[:STRIP_ROWS]
-            covariance = step.covariance.of_first(few)
-            spread.append(covariance.deviation(few).cpu().numpy())
-            pixels.append(covariance.pixel_deviation(few).cpu().numpy())
+            spread.append(step.covariance.deviation(step.x)[:STRIP_ROWS].cpu().numpy())
     down = times[:0:-1]
-    parts = {"strip": strip, "deviation": spread, "pixels": pixels}
-    pictures = {name: np.stack(part, 1) for name, part in parts.items()} | {"shown": down[shown]} if shows else {}
+    pictures = {"strip": np.stack(strip, 1), "deviation": np.stack(spread, 1), "shown": down[shown]} if shows else {}
     return {
         **pictures,
         "samples": step.x.cpu().numpy(),

@@ -56,11 +56,6 @@ class Covariance(ABC):
             return replace(self, values=self.values.mean(dim=tuple(range(1, self.values.ndim)), keepdim=True))
         return self
 
-    def of_first(self: Self, states: Tensor) -> Self:
-        """That of `states`, the first ones of those that it is of."""
-        v = self.values
-        return replace(self, values=v[: len(states)]) if isinstance(v, Tensor) and v.ndim == states.ndim else self
-
     def deviation(self, like: Tensor) -> Tensor:
         """Standard deviations along the axes, of `like`'s shape."""
         return self._per_element(like).sqrt()

@@ -100,7 +100,7 @@ def model_of(clip: bool, place: Place, head: bool = False) -> adpm.Model:
     """With its spectral head, which is of one way of clipping: the config's variant of that name."""
     given = {"data__file": place.file} if place.file else {}
     file, _, variant = place.config.partition(":")
-    config = f"{file}:{variant}_spectral".replace(":_", ":") if head else place.config
+    config = f"{file}:{f'{variant}_' if variant else ''}spectral" if head else place.config
     folder = place.workdir / f"model-{called(clip)}{'-head' if head else ''}"
     return adpm.load(config, workdir=folder, denoiser__clip=clip, **given)
 

@@ -121,11 +121,10 @@ def test_affine_takes_a_number_per_state():
 
 
 def test_pixels_have_the_deviations_of_the_dense_diagonal(covariance, monkeypatch):
-    """Exactly, of the first states alone, too; and of large images by draws, to 3 %."""
+    """Exactly; and of large images by draws, to 3 %."""
     x = normal(9, BATCH, *SHAPE)
     wanted = torch.stack([c.diagonal() for c in dense(covariance)]).sqrt().reshape(BATCH, *SHAPE)
     torch.testing.assert_close(covariance.pixel_deviation(x), wanted)
-    torch.testing.assert_close(covariance.of_first(x[:2]).pixel_deviation(x[:2]), wanted[:2])
     monkeypatch.setattr("adpm.gaussian.EXACTLY", 3)
     torch.testing.assert_close(covariance.pixel_deviation(x), wanted, rtol=4 * 0.03, atol=0)
 

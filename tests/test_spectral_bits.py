@@ -29,6 +29,7 @@ BASIS = ("rule.name=spectral", "trajectory.cost=axes")
                 ("spectral head", EVEN): (":spectral", "trajectory.name=even"),
             },
         ),
+        ("patches", "patches", {("spectral head", EVEN): (":spectral", "trajectory.name=even")}),
         ("ve", "digits_sde", {("DCT", PLANNED): (":ve", *BASIS, "moments.basis=dct")}),
     ],
 )

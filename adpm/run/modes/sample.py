@@ -7,6 +7,8 @@ import json
 import numpy as np
 import torch
 
+from adpm.basis import Basis
+from adpm.gaussian import InBasis
 from adpm.progress import say
 from adpm.run.assembly import Session
 from adpm.run.figures import deviation_figure, save_figure, strip_figure
@@ -29,6 +31,12 @@ def _unused(session: Session) -> str:
     return f"solver '{name}' has no variance rule: its steps make no use of {' and '.join(fields)}." if fields else ""
 
 
+def in_pixels(deviation: torch.Tensor, basis: Basis) -> torch.Tensor:
+    """Standard deviations of pixels, of those along a basis, [rows, columns, C, H, W] both."""
+    each = deviation.flatten(0, 1)
+    return InBasis(each.square(), basis=basis).pixel_deviation(each).reshape(deviation.shape)
+
+
 def _report(session: Session, drawn: Samples) -> None:
     """Pictures, TensorBoard and a few lines."""
     data, folder, first, process = session.data, drawn.folder, drawn.first, session.process
@@ -38,8 +46,8 @@ def _report(session: Session, drawn: Samples) -> None:
     figures = {"strip": strip_figure(data.to_unit(torch.as_tensor(first["strip"])), shown, process.log_snr(shown))}
     if session.kind("sampling.solver").facts.uses_rule and session.rule_facts.state_dependent:
         figures["deviation"] = deviation_figure(first["deviation"], shown, process.log_snr(shown))
-        pixels = first.get("pixels", first["deviation"])  # of a basis, they are others
-        if not np.array_equal(pixels, first["deviation"]):
+        if (scale := session.sampler_model.scale) is not None:  # they lie along a basis
+            pixels = in_pixels(torch.as_tensor(first["deviation"]), scale.basis)
             figures["pixel_deviation"] = deviation_figure(pixels, shown, process.log_snr(shown))
     curves = {
         "reverse/variance": first["variance"],
