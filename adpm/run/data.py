@@ -58,7 +58,8 @@ def patches(*, size: int = 32, stride: int = 4, low: float = -1.0, high: float =
             parts[name].append(crops.permute(1, 2, 0, 3, 4).reshape(-1, 3, size, size))
     train, test = (torch.cat(part) for part in parts.values())
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
-    return DataSet("patches", {"train": train, "test": test[order]}, 256, low, high, {})
+    splits = {"train": train, "test": test[order]}
+    return DataSet("patches", splits, 256, low, high, {}, digest="test shuffled")  # keys are not those of crops in rows
 
 
 def toy(*, size: int = 4, seed: int = 0) -> DataSet:
