@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from adpm.ideal import Mixture
 from adpm.kernel import reverse_kernel
 from adpm.mixture_fit import fit_mixture
 from adpm.noise import KeyedNoise
-from adpm.planning import planner
+from adpm.planning import Planner, planner
 from adpm.process import Array, DiscreteProcess
 from adpm.shortest_path import edge_table
 from benchmarks.estimators import digits_world
@@ -49,6 +50,8 @@ IMAGES, DRAWS = 4000, 1000  # of the moments that the head is scaled by
 HEAD = "spectral head"
 Curve = tuple[Array, Array]
 """What there is and what is used instead, at each of the times, states x axes: [T, n or 1, F]."""
+Moments = Callable[[Tensor, float, float], Tensor]
+"""States [n, ...], alpha and sigma -> second moments of x_0 - x0_hat there, [n, d, d]."""
 
 
 def covariances(mixture: Mixture, x: Tensor, alpha: float, sigma: float) -> Tensor:
@@ -97,15 +100,21 @@ def kinds(c: Tensor, name: str, q: Tensor) -> dict[str, Array]:
     return {f"{name} per state": values.numpy() for name, values in found.items()}
 
 
-def exact_curves(
-    mixture: Mixture, process: DiscreteProcess, n: int, seed: int, basis: str = "DCT", q: Tensor | None = None
-) -> dict[str, Curve]:
-    """The exact covariances at n states of each time, and what their means over states are; cosines unless given."""
-    axes = cosine_axes() if q is None else q
-    rows: dict[str, list[Array]] = {}
+def matrices(
+    mixture: Mixture, process: DiscreteProcess, n: int, seed: int, moments: Moments | None = None
+) -> Iterator[Tensor]:
+    """At n states of each time, [n, d, d]: Cov[x_0 | x_t], or other moments."""
     for k, t in enumerate(process.times[1:], 1):
         x, scales = states(mixture, process, k, n, seed), (float(process.alpha(t)), float(process.sigma(t)))
-        c = torch.cat([covariances(mixture, part, *scales) for part in x.split(50)])
+        parts = x.split(50)
+        yield torch.cat([moments(p, *scales) if moments else covariances(mixture, p, *scales) for p in parts])
+
+
+def curves_of(each_time: Iterable[Tensor], basis: str = "DCT", q: Tensor | None = None) -> dict[str, Curve]:
+    """What each kind sees of such matrices, and what their means over states are; cosines unless given."""
+    axes = cosine_axes() if q is None else q
+    rows: dict[str, list[Array]] = {}
+    for c in each_time:
         for name, values in kinds(c, basis, axes).items():
             rows.setdefault(name, []).append(values)
     each = {name: np.stack(values) for name, values in rows.items()}
@@ -114,7 +123,7 @@ def exact_curves(
 
 
 def head_curve(world: World, head: Head, exact: Array, seed: int) -> Curve:
-    """A spectral head's variances at the states of `exact_curves`, beside the exact ones."""
+    """A spectral head's variances at the states of `matrices`, beside the exact ones."""
     process, used = world.process, []
     assert isinstance(process, DiscreteProcess)
     rule = SpectralHead(world.known_scale, process)
@@ -126,8 +135,8 @@ def head_curve(world: World, head: Head, exact: Array, seed: int) -> Curve:
     return exact, np.stack(used)
 
 
-def bits(process: DiscreteProcess, curve: Curve, budgets: Sequence[int]) -> Array:
-    """KL terms of the least-cost paths, bits/dim."""
+def planned(process: DiscreteProcess, curve: Curve, most: int) -> Planner:
+    """The least-cost paths of up to `most` steps, priced by KL terms in bits/dim."""
     exact, used = curve
     snr = np.exp(process.log_snr(process.times[1:]))
 
@@ -139,7 +148,12 @@ def bits(process: DiscreteProcess, curve: Curve, budgets: Sequence[int]) -> Arra
 
     table = edge_table(process.steps, column)
     table[0] = first_edges(process, None)
-    found = planner(measured_costs(table), max(budgets))
+    return planner(measured_costs(table), most)
+
+
+def bits(process: DiscreteProcess, curve: Curve, budgets: Sequence[int]) -> Array:
+    """KL terms of the least-cost paths, bits/dim."""
+    found = planned(process, curve, max(budgets))
     return np.array([found.plan(k).raw for k in budgets])
 
 
@@ -159,11 +173,22 @@ def report(told: dict[str, list[Array]], budgets: Sequence[int]) -> None:
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="covariances that know the state, in worlds of natural patches")
+def trained_head(args: argparse.Namespace, mixture: Mixture) -> tuple[World, Head, dict[str, Any]]:
+    """The spectral head of a world, trained as the arguments say unless there is one; and what its file says."""
+    world = world_of(mixture, even_process(args.times), IMAGES, args.times, DRAWS, 0, "dct")
+    options = Training(
+        args.minutes, args.iterations, args.batch, args.rate, "log_snr", 0.999, args.width, args.blocks, 0,
+        options={"bound_step": args.bound_step},
+        pool=args.pool,
+    )  # fmt: skip
+    return world, *trained(world, "spectral_head", options, args.workdir)
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """Of the worlds, and of the head that is trained in the first one."""
+    parser = argparse.ArgumentParser(description=description)
     for name in ("patches", "components", "times"):
         parser.add_argument(f"--{name}", type=int, default=DEFAULTS[name])
-    parser.add_argument("--digits", action="store_true", help="a Gaussian for each class of digits instead; no head")
     parser.add_argument("--states", type=int, default=1000, help="per time and world")
     parser.add_argument("--seeds", type=int, default=3, help="worlds")
     parser.add_argument("--steps", type=int, nargs="+", default=[3, 5, 10, 25])
@@ -178,32 +203,28 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--workdir", type=Path, default=Path("runs/patch_states"))
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    args = parsed()
+    parser = arguments("covariances that know the state, in worlds of natural patches")
+    parser.add_argument("--digits", action="store_true", help="a Gaussian for each class of digits instead; no head")
+    args = parser.parse_args()
     torch.set_num_threads(1)
     process = even_process(args.times)
     describe("Covariances that know the state, in worlds of natural patches")
     if args.digits:
         data = digits_world()
-        exact = exact_curves(data, process, args.states, 0, "PCA", principal_axes(data))
+        exact = curves_of(matrices(data, process, args.states, 0), "PCA", principal_axes(data))
         print(f"Digits, a Gaussian for each class; {args.times} times, {args.states} states a time.\n")
         return report({name: [bits(process, curve, args.steps)] for name, curve in exact.items()}, args.steps)
     print(f"{args.patches} patches, {args.components} components, {args.times} times, {args.states} states a time.")
     mixtures = [mixture_of(args.patches, args.components, seed) for seed in range(args.seeds)]
-    curves = [exact_curves(mixture, process, args.states, seed) for seed, mixture in enumerate(mixtures)]
+    curves = [curves_of(matrices(mixture, process, args.states, seed)) for seed, mixture in enumerate(mixtures)]
     told = {name: [bits(process, world[name], args.steps) for world in curves] for name in curves[0]}
     print(f"KL terms of least-cost paths, eta = 1, bits/dim; ± the standard error over {args.seeds} worlds.\n")
     report(told, args.steps)
-    world = world_of(mixtures[0], process, IMAGES, args.times, DRAWS, 0, "dct")
-    options = Training(
-        args.minutes, args.iterations, args.batch, args.rate, "log_snr", 0.999, args.width, args.blocks, 0,
-        options={"bound_step": args.bound_step},
-        pool=args.pool,
-    )  # fmt: skip
-    head, header = trained(world, "spectral_head", options, args.workdir)
+    world, head, header = trained_head(args, mixtures[0])
     print("\n" + ", ".join(f"{key} {value}" for key, value in header.items()), flush=True)
     own = {HEAD: [bits(process, head_curve(world, head, curves[0]["DCT per state"][0], 0), args.steps)]}
     print("\nIn the world of seed 0:\n")

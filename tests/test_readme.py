@@ -106,6 +106,10 @@ SHORTER = {
         *["--patches=300", "--components=2", "--times=12", "--states=40", "--seeds=2", "--iterations=3"],
         *["--steps", "3", "5"],
     ],
+    "benchmarks.patch_samples": [
+        *["--patches=300", "--components=3", "--times=12", "--states=20", "--seeds=2", "--iterations=3"],
+        *["--samples=60", "--screen=30", "--trunks", "3", "1", "--steps=3"],
+    ],
     "benchmarks.peers": [
         *["--steps=3", "--screen=40", "--samples=40", "--seeds=2", "--draws=20", "--times=12"],
         *["--workers=1", "--trajectories=even", "--only", "DDIM", "adpm UniPC", "adpm spectral, eta 0"],
@@ -152,6 +156,7 @@ WITH_WORKDIR = (
     "benchmarks.integrators",
     "benchmarks.inverse",
     "benchmarks.jumps",
+    "benchmarks.patch_samples",
     "benchmarks.patch_states",
     "benchmarks.peers",
     "benchmarks.products",

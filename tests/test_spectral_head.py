@@ -30,7 +30,7 @@ from adpm.scale import Scale
 from adpm.transforms import BlockCosine, Cosine
 from adpm.variance import Spectral
 from benchmarks.head_training import World
-from benchmarks.patch_states import bits, covariances, exact_curves, head_curve
+from benchmarks.patch_states import bits, covariances, curves_of, head_curve, matrices
 from benchmarks.patch_world import SIDE, even_process
 from covariance.rules import SpectralHead
 from covariance.spectral import spectral_head
@@ -365,7 +365,7 @@ def test_covariances_that_know_the_state_are_in_order_and_exact_heads_reach_thei
     axes = np.linalg.qr(rng.standard_normal((2, SIDE**2, SIDE**2)))[0]
     spread = axes @ (np.geomspace(0.3, 1e-3, SIDE**2) * axes).transpose(0, 2, 1)
     data = ideal.full_mixture([0.4, 0.6], 0.3 * rng.standard_normal((2, SIDE**2)), spread, (1, SIDE, SIDE))
-    curves = exact_curves(data, process, 40, 0)
+    curves = curves_of(matrices(data, process, 40, 0))
     told = {name: bits(process, curve, (3, 6)) for name, curve in curves.items()}
     for name in ("pixel", "DCT"):
         assert (told["scalar per state"] > told[f"{name} per state"]).all()
