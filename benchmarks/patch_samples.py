@@ -1,10 +1,10 @@
 """What a covariance that knows the state is worth for samples, and what stands between a head and that.
 
-A world of benchmarks/patch_world.py, where the posterior of x_0 is known at every state. Steps at eta = 1 with each
-kind of covariance of benchmarks/patch_states.py, exact, and solvers without noise, all with the same mean and noise;
-each sampler on the best of the same time grids and its orders, chosen by --screen samples of one seed, shown over
---seeds others: the energy distance to four times as many draws of the mixture itself, which every seed draws anew.
-Differences are paired, seed by seed.
+A world of benchmarks/patch_world.py, where the posterior of x_0 is known at every state. Reverse Gaussian steps with
+each kind of covariance of benchmarks/patch_states.py, exact, and solvers without noise, all with the same mean and
+noise; each sampler on the best of the same time grids and of its eta or order, chosen by --screen samples of one seed,
+shown over --seeds others: the energy distance to four times as many draws of the mixture itself, which every seed draws
+anew. Differences are paired, seed by seed.
 
 Trunks: the exact mean, and the mean of a cruder mixture fitted to the same patches. Where that is x0_hat, a state's
 best covariance is R(x_t) = Cov[x_0 | x_t] + b b^T with b = E[x_0 | x_t] - x0_hat (docs/spectral.md), exact still.
@@ -65,7 +65,7 @@ GRIDS: dict[str, dict[str, Any]] = {
     "karras": {},
     "karras to 4": {"log_snr_max": 4.0},
 }
-SCREEN_SEED = 1000
+SCREEN_SEED, ETAS = 1000, (0.0, 0.3, 1.0)
 PEER = "UniPC"
 
 
@@ -103,21 +103,26 @@ KINDS: dict[str, Callable[[Tensor, torch.Size], Covariance]] = {
 """Name -> what a kind sees of R(x_t) [n, d, d] at states of a shape."""
 
 
+@dataclass(frozen=True)
 class Exactly:
-    """The reverse Gaussian at eta = 1 with a kind of the exact covariance of each state, or of its mean over states.
+    """The reverse Gaussian with a kind of the exact covariance of each state, or of its mean over states.
 
-    Args:
+    Attributes:
         process: of the times.
         kind: of KINDS.
         moments: at a state.
         mean: [T, d, d], that at each reference time to be used instead.
+        eta: 1 = DDPM's mean, 0 = DDIM's.
     """
 
-    def __init__(self, process: DiscreteProcess, kind: str, moments: Moments, mean: Tensor | None = None) -> None:
-        self.process, self.kind, self.moments, self.mean = process, kind, moments, mean
+    process: DiscreteProcess
+    kind: str
+    moments: Moments
+    mean: Tensor | None = None
+    eta: float = 1.0
 
     def step(self, denoise: Denoise, x: Tensor, t: float, s: float, noise: Noise, carry: Any = None) -> Step:
-        kernel, prediction = reverse_kernel(self.process, t, s, 1.0), denoise(x, t)
+        kernel, prediction = reverse_kernel(self.process, t, s, self.eta), denoise(x, t)
         mean = reverse_mean(kernel, prediction)
         if s == 0.0:
             return Step(t, s, mean, prediction, mean, Diagonal(0.0))
@@ -162,6 +167,11 @@ class Setting:
     options: str
 
 
+def always(solver: Solver) -> Callable[[Array], Solver]:
+    """The same on every path."""
+    return lambda _: solver
+
+
 def samplers(truth: Mixture, crude: Mixture, process: DiscreteProcess, means: Tensor) -> dict[str, Sampler]:
     """By name; `means` [T, d, d] of R over states."""
     moments, denoise = moments_about(truth, crude), IdealDenoiser(crude, process)
@@ -176,7 +186,10 @@ def samplers(truth: Mixture, crude: Mixture, process: DiscreteProcess, means: Te
         "DPM-Solver++": {f", order {k}": lambda path, k=k: dpmpp(process, path, order=k) for k in (2, 3)},
         "DDIM": {"": lambda _: ReverseGaussian(process, Small(), 0.0)},
     }
-    noisy = {name: Sampler({"": lambda _, solver=solver: solver}, name, denoise) for name, solver in ours.items()}
+    noisy = {
+        name: Sampler({f", eta {eta:g}": always(replace(own, eta=eta)) for eta in ETAS}, name, denoise)
+        for name, own in ours.items()
+    }
     return {name: Sampler(build, "scalar", denoise) for name, build in free.items()} | noisy
 
 
@@ -270,7 +283,7 @@ def main() -> None:
             curves[HEAD] = head_curve(world, head, curves["DCT per state"][0], 0)
             rule = SpectralHead(world.known_scale, process)
             own[HEAD] = Sampler(
-                {"": lambda _, rule=rule: ReverseGaussian(process, rule)},
+                {f", eta {eta:g}": always(ReverseGaussian(process, rule, eta)) for eta in ETAS},
                 HEAD,
                 lambda x, t, world=world, head=head: world.predict(head, x, np.asarray(t)),
             )

@@ -40,18 +40,18 @@ def test_each_kind_sees_what_the_table_of_bounds_prices(kind: str) -> None:
     np.testing.assert_allclose(torch.as_tensor(seen).flatten(1).numpy(), priced, rtol=1e-9)
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_the_whole_covariance_makes_the_reverse_gaussian_of_the_state(own: bool) -> None:
+@pytest.mark.parametrize(("own", "eta"), [(True, 1.0), (False, 1.0), (True, 0.3)])
+def test_the_whole_covariance_makes_the_reverse_gaussian_of_the_state(own: bool, eta: float) -> None:
     """C of the step is lambda2 I + gain^2 R(x_t), or R's mean: seen through C z and C^(1/2) C^(1/2) z."""
     data = world(1)
     x, t, s = states(data, PROCESS, 8, 3, 0), float(PROCESS.times[8]), float(PROCESS.times[4])
     r = covariances(data, x, *scales(8))
     means = torch.zeros(12, D, D, dtype=torch.float64)
     means[7] = r.mean(0)
-    solver = Exactly(PROCESS, "full", moments_about(data, data), None if own else means)
+    solver = Exactly(PROCESS, "full", moments_about(data, data), None if own else means, eta)
     z = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     step = solver.step(ideal.IdealDenoiser(data, PROCESS), x, t, s, lambda draw=0: z)
-    kernel = reverse_kernel(PROCESS, t, s, 1.0)
+    kernel = reverse_kernel(PROCESS, t, s, eta)
     used = r if own else means[7].expand(3, -1, -1)
     wanted = float(kernel.lambda2) * torch.eye(D, dtype=torch.float64) + float(kernel.gain**2) * used
     expected = torch.einsum("bij,bj->bi", wanted, z.flatten(1)).reshape(z.shape)
