@@ -35,7 +35,7 @@ NODES, STATISTICS_DRAWS = 60, 1000  # of the statistics of DPM-Solver-v3
 BATCH = 1000  # images at a time; samples do not depend on it
 LEADING, MANY = 256, 1024  # images of more pixels than MANY are compared along their LEADING principal axes
 
-V3, FITTED, HEAD = "adpm DPM-Solver-v3", "adpm fitted", "adpm spectral head, eta 1"
+V3, FITTED, HEAD = "adpm DPM-Solver-v3", "adpm fitted", "adpm spectral head"
 OURS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "adpm DDIM": ({"rule": "small", "eta": 0.0}, ({},)),
     "adpm analytic, eta 1": ({"rule": "analytic", "eta": 1.0}, ({},)),
@@ -50,7 +50,8 @@ OURS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "adpm CNS, eta 1": ({"rule": "cns", "eta": 1.0}, ({},)),
     "adpm spectral, eta 1": ({"rule": "spectral", "eta": 1.0}, ({},)),
     "adpm spectral, eta 0": ({"rule": "spectral", "eta": 0.0}, ({},)),
-    HEAD: ({"rule": "spectral_head", "eta": 1.0}, ({},)),
+    f"{HEAD}, eta 1": ({"rule": "spectral_head", "eta": 1.0}, ({},)),
+    f"{HEAD}, eta 0": ({"rule": "spectral_head", "eta": 0.0}, ({},)),
     FITTED: ({"solver": "fitted"}, ({"bands": 1}, {"bands": 8})),
 }
 """Name -> what is given to Model.sample, and the options that are tried."""
@@ -160,7 +161,7 @@ def measured(cell: Cell, place: Place) -> tuple[Cell, dict[str, Any]]:
 
 
 def _ours(cell: Cell, place: Place) -> Tensor:
-    model, (given, tried) = model_of(cell.clip, place, cell.name == HEAD), OURS[cell.name]
+    model, (given, tried) = model_of(cell.clip, place, cell.name.startswith(HEAD)), OURS[cell.name]
     trajectory, *_ = cell.setting.split(", ")
     options = next(o for o in tried if cell.setting == ", ".join([trajectory, *(f"{k} {v}" for k, v in o.items())]))
     file = plan_file(place, cell.clip, trajectory, cell.steps)
