@@ -1,7 +1,7 @@
 """bits/dim by covariance and budget: the scalar, a variance per coordinate of a basis, and trained heads.
 
     python -m benchmarks.spectral_bits [--models linear vp ve] [--workdir=runs/spectral] [--steps 3 5 ...]
-    python -m benchmarks.spectral_bits --models patches --images=100 [--measured]
+    python -m benchmarks.spectral_bits --models patches --images=128 --measured NPR "spectral head"
 
 Heads have two kinds of least-cost paths: the scalar's, and, for those named in `--measured`, that of their own bound.
 
@@ -58,14 +58,14 @@ class Shipped:
     goals: Mapping[int, float] = field(default_factory=lambda: {5: 0.18, 10: 0.08})
 
 
-HEADS = {"SN": "sn", "NPR": "npr", "relative": "relative", "spectral head": "spectral"}
+HEADS = {"SN": "sn", "NPR": "npr", "OCM": "ocm", "relative": "relative", "spectral head": "spectral"}
 MODELS = {
     "linear": Shipped("configs/digits.py", "", HEADS),
-    "vp": Shipped("configs/digits_sde.py", "vp", {name: f"vp_{head}" for name, head in HEADS.items()}),
+    "vp": Shipped("configs/digits_sde.py", "vp", {name: f"vp_{HEADS[name]}" for name in HEADS if name != "OCM"}),
     "ve": Shipped("configs/digits_sde.py", "ve"),
     "patches": Shipped(
         "configs/patches.py",
-        heads={"NPR": "npr", "spectral head": "spectral"},
+        heads=HEADS,
         bases={"block DCT": "block_dct", "pixel": "identity", "DCT": "dct"},
         goals={10: 0.15},
     ),

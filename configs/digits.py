@@ -1,7 +1,7 @@
 """scikit-learn's handwritten digits: 8x8, 17 levels.
 
-Variants: cosine, x0; sn, npr, relative, spectral, ocm (a head on the shipped weights, ocm's to be trained); learned
-(Improved DDPM's variance).
+Variants: cosine, x0; sn, npr, relative, ocm, spectral (a head on the shipped weights); learned (Improved DDPM's
+variance).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def spectral_head(pretrained: str = "", basis: str = "pca") -> Callable[[ConfigD
     return change
 
 
-HEADS = {name: head(name, f"pretrained/digits_{name}.safetensors") for name in ("sn", "npr", "relative")} | {
-    "ocm": head("ocm"),
+PIXEL = ("sn", "npr", "relative", "ocm")
+HEADS = {name: head(name, f"pretrained/digits_{name}.safetensors") for name in PIXEL} | {
     "spectral": spectral_head("pretrained/digits_spectral.safetensors"),
 }
 

@@ -1,7 +1,11 @@
-"""32x32 RGB crops of two photographs, 256 levels: natural images without a download. Variants: cosine; npr (a head per
-pixel), spectral (one about the cosines of 8x8 blocks)."""
+"""32x32 RGB crops of two photographs, 256 levels: natural images without a download.
+
+Variants: cosine; sn, npr, relative, ocm (heads per pixel), spectral (one about the cosines of 8x8 blocks).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -20,9 +24,15 @@ def _spectral(config: ConfigDict) -> None:
     config.train.batch_size = 64
 
 
-def _npr(config: ConfigDict) -> None:
-    head("npr", "pretrained/patches_npr.safetensors")(config)
-    config.train.batch_size = 64
+def _pixel(objective: str) -> Callable[[ConfigDict], None]:
+    def change(config: ConfigDict) -> None:
+        head(objective, f"pretrained/patches_{objective}.safetensors")(config)
+        config.train.batch_size = 64
+
+    return change
+
+
+HEADS = {name: _pixel(name) for name in ("sn", "npr", "relative", "ocm")} | {"spectral": _spectral}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -39,4 +49,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.samples = 16
     config.sampling.batch_size = 16
     config.likelihood.batch_size = 64
-    return base.with_variant(config, variant, {"cosine": _cosine, "npr": _npr, "spectral": _spectral})
+    return base.with_variant(config, variant, {"cosine": _cosine, **HEADS})
