@@ -83,11 +83,13 @@ class Whole(Covariance):
 
 
 def whole(r: Tensor, shape: torch.Size) -> Covariance:
+    """All of r; eigenvalues below 0 are rounding."""
     values, vectors = torch.linalg.eigh(r)
     return Whole(values.clamp_min(0.0).reshape(shape), vectors=vectors)
 
 
 def in_cosines(r: Tensor, shape: torch.Size) -> Covariance:
+    """The diagonal of Q r Q^T, Q the cosine transform."""
     basis = Cosine()
     rows = basis.forward(r.reshape(-1, *shape[1:])).reshape(r.shape).mT  # Q r, for each row of r; then both sides
     both = basis.forward(rows.reshape(-1, *shape[1:])).reshape(r.shape)
@@ -200,7 +202,7 @@ def real(truth: Mixture, n: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def distance(truth: Mixture, process: DiscreteProcess, sampler: Sampler, how: Setting, n: int, seed: int) -> float:
-    """Of n samples to n draws of the mixture."""
+    """Of n samples to 4 n draws of the mixture."""
     times = process.times[how.path]
     noise = keyed(KeyedNoise(seed, "sample"), torch.arange(n), truth.shape, torch.float64)
     *_, last = sample(sampler.denoise, sampler.build[how.options](times), process, times, noise)
@@ -233,10 +235,8 @@ def rows(
             values.append([distance(truth, process, sampler, best, args.samples, seed) for seed in range(args.seeds)])
             cells.append(f"{told(values[-1])} ({best.trajectory}{best.options})")
         found[name] = np.array(values)
-        less = [told(row) for row in found[name] - found[PEER]] if PEER in found else [""] * len(cells)
-        print(
-            f"| {name} | " + " | ".join(" | ".join(pair) for pair in zip(cells, less, strict=True)) + " |", flush=True
-        )
+        less = [told(row) for row in found[name] - found[PEER]]  # which comes first
+        print(f"| {name} | {' | '.join(' | '.join(p) for p in zip(cells, less, strict=True))} |", flush=True)
 
 
 def remembered(each_time: Iterable[Tensor], means: list[Tensor]) -> Iterator[Tensor]:
@@ -247,6 +247,7 @@ def remembered(each_time: Iterable[Tensor], means: list[Tensor]) -> Iterator[Ten
 
 
 def shares(process: DiscreteProcess, values: Array) -> str:
+    """Three of the values at the reference times, in words."""
     at = process.nearest_index([-4.0, 0.0, 4.0])
     where = process.log_snr(process.times[at])
     return ", ".join(f"{values[k - 1]:.0%} at log-SNR {x:.1f}" for k, x in zip(at, where, strict=True))
@@ -268,7 +269,7 @@ def main() -> None:
     torch.set_num_threads(1)
     process, truth = even_process(args.times), mixture_of(args.patches, args.components, 0)
     describe("Samples with covariances that know the state, in a world of natural patches")
-    print(f"Energy distance of {args.samples} samples to as many draws x {args.seeds} seeds, ± of the mean.")
+    print(f"Energy distance of {args.samples} samples to four times as many draws x {args.seeds} seeds, ± of the mean.")
     pairs = ((real(truth, args.samples, seed), real(truth, args.samples, seed + 500)) for seed in range(args.seeds))
     print(f"Draws against draws: {told([energy_distance(*pair) for pair in pairs])}.")
     known = curves_of(matrices(truth, process, args.states, 0))
