@@ -184,7 +184,7 @@ def shortened(command: str, folder: Path) -> list[str]:
     words = shlex.split(command)[1:]
     extra = [option for word, options in SHORTER.items() if word in words for option in options]
     if "--mode=train" not in words:
-        extra += FEW_DRAWS * any(name in command for name in ("digits.py", "digits_sde.py:"))
+        extra += FEW_DRAWS * (words[0] == "main.py" and any(n in command for n in ("digits.py", "digits_sde.py:")))
     elif not any(name in command for name in (":sn", "_sn", "npr", "relative", "spectral")):
         extra += NARROW
     if any(w in words for w in WITH_WORKDIR):
