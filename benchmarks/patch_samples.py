@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,19 +29,19 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from adpm.denoiser import Denoise
+from adpm.denoiser import Denoise, Prediction
 from adpm.gaussian import Covariance, Diagonal, InBasis
 from adpm.ideal import IdealDenoiser, Mixture
-from adpm.kernel import reverse_kernel
-from adpm.noise import KeyedNoise, Noise
+from adpm.kernel import Kernel
+from adpm.noise import KeyedNoise
 from adpm.process import Array, DiscreteProcess
 from adpm.published_multistep import dpmpp, unipc
 from adpm.run.metrics import energy_distance
 from adpm.sampler import keyed, sample
-from adpm.solver import ReverseGaussian, Solver, Step, reverse_mean
+from adpm.solver import ReverseGaussian, Solver
 from adpm.trajectory import Request, trajectory
 from adpm.transforms import Cosine
-from adpm.variance import Small
+from adpm.variance import PosteriorRule, Rule, Small
 from benchmarks.patch_states import (
     HEAD,
     Curve,
@@ -106,42 +106,36 @@ KINDS: dict[str, Callable[[Tensor, torch.Size], Covariance]] = {
 
 
 @dataclass(frozen=True)
-class Exactly:
-    """The reverse Gaussian with a kind of the exact covariance of each state, or of its mean over states.
+class Exactly(PosteriorRule):
+    """A kind of the exact covariance of each state, or of its mean over states.
 
     Attributes:
-        process: of the times.
         kind: of KINDS.
         moments: at a state.
         mean: [T, d, d], that at each reference time to be used instead.
-        eta: 1 = DDPM's mean, 0 = DDIM's.
     """
 
-    process: DiscreteProcess
     kind: str
     moments: Moments
     mean: Tensor | None = None
-    eta: float = 1.0
 
-    def step(self, denoise: Denoise, x: Tensor, t: float, s: float, noise: Noise, carry: Any = None) -> Step:
-        kernel, prediction = reverse_kernel(self.process, t, s, self.eta), denoise(x, t)
-        mean = reverse_mean(kernel, prediction)
-        if s == 0.0:
-            return Step(t, s, mean, prediction, mean, Diagonal(0.0))
-        if self.mean is None:
-            r = self.moments(x, float(self.process.alpha(t)), float(self.process.sigma(t)))
-        else:
-            r = self.mean[int(t) - 1].expand(len(x), -1, -1)
-        known = KINDS[self.kind](r, x.shape)
-        covariance = replace(known, values=known.values * float(kernel.gain**2) + float(kernel.lambda2))
-        return Step(t, s, covariance.draw(mean, noise()), prediction, mean, covariance)
+    @property
+    def state_dependent(self) -> bool:
+        return True
+
+    def posterior(self, kernel: Kernel, prediction: Prediction | None) -> Covariance:
+        assert prediction is not None
+        alpha, sigma = float(kernel.alpha_t), float(kernel.sigma_t)
+        x = alpha * prediction.x0 + sigma * prediction.eps
+        r = self.moments(x, alpha, sigma) if self.mean is None else self.mean[int(kernel.t) - 1].expand(len(x), -1, -1)
+        return KINDS[self.kind](r, x.shape)
 
 
 def moments_about(truth: Mixture, crude: Mixture) -> Moments:
     """R(x_t) of the mean of `crude` where data come from `truth`."""
 
     def moments(x: Tensor, alpha: float, sigma: float) -> Tensor:
-        c = torch.cat([covariances(truth, part, alpha, sigma) for part in x.split(200)])
+        c = covariances(truth, x, alpha, sigma)
         if truth is crude:
             return c
         mean, wrong = (mixture.posterior(x, alpha, sigma)[0].flatten(1) for mixture in (truth, crude))
@@ -169,16 +163,20 @@ class Setting:
     options: str
 
 
-def always(solver: Solver) -> Callable[[Array], Solver]:
-    """The same on every path."""
-    return lambda _: solver
+def noisy(process: DiscreteProcess, rule: Rule, curve: str, denoise: Denoise) -> Sampler:
+    """Reverse Gaussian steps with a rule, which are the same on every path."""
+
+    def build(eta: float) -> Callable[[Array], Solver]:
+        return lambda _: ReverseGaussian(process, rule, eta)
+
+    return Sampler({f", eta {eta:g}": build(eta) for eta in ETAS}, curve, denoise)
 
 
 def samplers(truth: Mixture, crude: Mixture, process: DiscreteProcess, means: Tensor) -> dict[str, Sampler]:
     """By name; `means` [T, d, d] of R over states."""
     moments, denoise = moments_about(truth, crude), IdealDenoiser(crude, process)
-    ours = {
-        f"{kind}{' per state' if own else ''}": Exactly(process, kind, moments, None if own else means)
+    rules = {
+        f"{kind}{' per state' if own else ''}": Exactly(kind, moments, None if own else means)
         for own in (False, True)
         for kind in KINDS
         if own or kind != "full"
@@ -188,11 +186,8 @@ def samplers(truth: Mixture, crude: Mixture, process: DiscreteProcess, means: Te
         "DPM-Solver++": {f", order {k}": lambda path, k=k: dpmpp(process, path, order=k) for k in (2, 3)},
         "DDIM": {"": lambda _: ReverseGaussian(process, Small(), 0.0)},
     }
-    noisy = {
-        name: Sampler({f", eta {eta:g}": always(replace(own, eta=eta)) for eta in ETAS}, name, denoise)
-        for name, own in ours.items()
-    }
-    return {name: Sampler(build, "scalar", denoise) for name, build in free.items()} | noisy
+    ours = {name: noisy(process, rule, name, denoise) for name, rule in rules.items()}
+    return {name: Sampler(build, "scalar", denoise) for name, build in free.items()} | ours
 
 
 def real(truth: Mixture, n: int, seed: int) -> Tensor:
@@ -283,10 +278,8 @@ def main() -> None:
             world, head, _ = trained_head(args, truth)
             curves[HEAD] = head_curve(world, head, curves["DCT per state"][0], 0)
             rule = SpectralHead(world.known_scale, process)
-            own[HEAD] = Sampler(
-                {f", eta {eta:g}": always(ReverseGaussian(process, rule, eta)) for eta in ETAS},
-                HEAD,
-                lambda x, t, world=world, head=head: world.predict(head, x, np.asarray(t)),
+            own[HEAD] = noisy(
+                process, rule, HEAD, lambda x, t, world=world, head=head: world.predict(head, x, np.asarray(t))
             )
         off = 1.0 - known["scalar"][0] / curves["scalar"][0]
         print(f"\nOf the squared error of x0_hat, {shares(process, off.ravel())} are its own.\n")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.digits import head, spectral_head
+from configs.digits import PIXEL, head, spectral_head
 
 
 def _cosine(config: ConfigDict) -> None:
@@ -32,7 +32,7 @@ def _pixel(objective: str) -> Callable[[ConfigDict], None]:
     return change
 
 
-HEADS = {name: _pixel(name) for name in ("sn", "npr", "relative", "ocm")} | {"spectral": _spectral}
+HEADS = {name: _pixel(name) for name in PIXEL} | {"spectral": _spectral}
 
 
 def get_config(variant: str = "") -> ConfigDict:

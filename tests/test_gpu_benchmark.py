@@ -53,7 +53,7 @@ def test_the_rehearsal_checks_everything_that_a_cpu_can(tmp_path, capsys, nothin
     assert len(far) == 4 and far[0]["value"] < 1e-4 < 0.01 < far[0]["limit"], "the same loop, rounded otherwise"
     checked = [line for line in checked if line not in far]
     same = [line["value"] for line in checked if line["precision"] == "float32" and not line["channels_last"]]
-    assert max(same) < 1e-5, "the same on the CPU is the same, but for rounding that depends on its maker"
+    assert max(same) < 1e-5, "the same on the CPU is the same, but for kernels chosen by the batch: 2 of 3 images"
     assert all(line["value"] > 1e-4 for line in checked if line["precision"] == "bfloat16")
     speeds = [line["value"] for line in lines if line["unit"] == "images/s"]
     assert len(speeds) == 9 and min(speeds) > 0, "two for each of four cases, and the published loop"

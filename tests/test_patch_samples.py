@@ -10,6 +10,7 @@ from adpm import ideal
 from adpm.kernel import reverse_kernel
 from adpm.noise import KeyedNoise
 from adpm.sampler import keyed, sample
+from adpm.solver import ReverseGaussian
 from benchmarks.patch_samples import KINDS, Exactly, moments_about
 from benchmarks.patch_states import cosine_axes, covariances, kinds, states
 from benchmarks.patch_world import SIDE, even_process
@@ -48,7 +49,7 @@ def test_the_whole_covariance_makes_the_reverse_gaussian_of_the_state(own: bool,
     r = covariances(data, x, *scales(8))
     means = torch.zeros(12, D, D, dtype=torch.float64)
     means[7] = r.mean(0)
-    solver = Exactly(PROCESS, "full", moments_about(data, data), None if own else means, eta)
+    solver = ReverseGaussian(PROCESS, Exactly("full", moments_about(data, data), None if own else means), eta)
     z = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     step = solver.step(ideal.IdealDenoiser(data, PROCESS), x, t, s, lambda draw=0: z)
     kernel = reverse_kernel(PROCESS, t, s, eta)
@@ -82,7 +83,7 @@ def test_steps_with_the_whole_covariance_draw_gaussian_data_exactly() -> None:
     times, axes = PROCESS.times[[0, 1, 12]], data.basis[0]
     off = {}
     for kind in ("full", "scalar"):
-        solver = Exactly(PROCESS, kind, moments_about(data, data))
+        solver = ReverseGaussian(PROCESS, Exactly(kind, moments_about(data, data)))
         noise = keyed(KeyedNoise(0, "sample"), torch.arange(n), data.shape, torch.float64)
         *_, last = sample(ideal.IdealDenoiser(data, PROCESS), solver, PROCESS, times, noise)
         off[kind] = ((last.x.flatten(1) @ axes).var(0) / data.spectrum[0] - 1.0).abs().max().item()
